@@ -1,0 +1,312 @@
+"""The small folder that is saved, published and loaded: plain peft files, a head, and what they belong to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peft_rag.errors import ArtefactError, BrokenPluginError, FingerprintError
+from peft_rag.files import new_folder, sha256_of_file, write_json, write_text
+
+if TYPE_CHECKING:
+    from peft_rag.backbone import Backbone
+    from peft_rag.corpus import Corpus
+    from peft_rag.knowledge import Knowledge
+    from peft_rag.model import RetrievalAugmentedModel
+    from peft_rag.tasks.base import Task
+
+FORMAT = 1
+MANIFEST = "peft_rag.json"
+HASHED = ("adapter_config.json", "adapter_model.safetensors", "head.safetensors")
+_PUBLISHED = (*HASHED, MANIFEST, "metrics.json", "README.md")
+_PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"}
+_PACKAGES = ("peft-rag", "torch", "transformers", "peft", "sentence-transformers", "hnswlib")
+
+
+def save(model: RetrievalAugmentedModel, folder: Path, metrics: Mapping[str, Any] | None = None) -> Path:
+    """Write the active adapter as an artefact: the whole folder or nothing.
+
+    Args:
+        model: with a method attached.
+        folder: must not hold anything yet.
+        metrics: measured results; their ``artefact_bytes`` is filled in, and the model card is written from them.
+
+    Raises:
+        ArtefactError: nothing is attached, or the folder is taken.
+    """
+    from safetensors.torch import save_file
+
+    from peft_rag.card import model_card
+
+    if not model.reports:
+        raise ArtefactError("there is nothing to save: attach a method first (model.attach('lora')).")
+    with new_folder(folder) as working:
+        _save_adapter(model, working)
+        tensors = {f"head.{name}": tensor.contiguous() for name, tensor in model.head.state_dict().items()}
+        save_file(tensors, working / "head.safetensors", metadata={"format": "pt"})
+        manifest = describe(model)
+        manifest["files"] = {name: sha256_of_file(working / name) for name in HASHED}
+        write_json(working / MANIFEST, manifest)
+        measured = dict(metrics or {})
+        measured["artefact_bytes"] = sum((working / name).stat().st_size for name in (*HASHED, MANIFEST))
+        write_json(working / "metrics.json", measured)
+        write_text(working / "README.md", model_card(manifest, measured))
+    return folder
+
+
+def describe(model: RetrievalAugmentedModel) -> dict[str, Any]:
+    """Return what an artefact says of itself: task, method, fusion, and fingerprints of what it belongs to."""
+    report = model.reports[model.adapter]
+    return {
+        "format": FORMAT,
+        "task": {"name": _name_of("tasks", model.task), "settings": model.task.to_dict()},
+        "method": {
+            "name": report.method,
+            "matched": list(report.matched),
+            "trainable_parameters": report.trainable_parameters,
+            "total_parameters": report.total_parameters,
+        },
+        "fusion": {"name": _name_of("fusions", model.fusion), "settings": model.fusion.to_dict()},
+        "backbone": {
+            "name": model.source.name,
+            "fingerprint": model.source.fingerprint,
+            "max_length": model.max_length,
+        },
+        "knowledge": model.knowledge.to_dict() if model.knowledge else None,
+        "versions": versions(),
+    }
+
+
+def load(
+    source: str,
+    *,
+    corpus: str | Corpus | None = None,
+    backbone: str | None = None,
+    allow_backbone_mismatch: bool = False,
+    allow_corpus_mismatch: bool = False,
+    revision: str | None = None,
+) -> RetrievalAugmentedModel:
+    """Load an artefact from a folder or a hub id, checked against what it was trained on.
+
+    Args:
+        source: folder, or hub id.
+        corpus: where the corpus lies now, or the corpus itself; by default where it lay when training.
+        backbone: where the backbone lies now; by default as it was named when training.
+        allow_backbone_mismatch: load on another backbone all the same.
+        allow_corpus_mismatch: use another corpus all the same; documents may be added or replaced.
+        revision: of a hub artefact.
+
+    Raises:
+        ArtefactError: a file is missing, truncated, altered, or a pickle.
+        FingerprintError: backbone, encoder or corpus is not the one it was trained with.
+    """
+    from peft import PeftModel
+    from safetensors.torch import load_file
+
+    from peft_rag.backbone import load_backbone
+    from peft_rag.methods import AttachReport, resolve
+    from peft_rag.model import RetrievalAugmentedModel
+
+    folder = locate(source, revision)
+    manifest = read_manifest(folder)
+    task = _plugin("tasks", manifest["task"])
+    fusion = _plugin("fusions", manifest["fusion"])
+    resolve(manifest["method"]["name"])
+    found = load_backbone(backbone or manifest["backbone"]["name"])
+    _check_backbone(found, manifest["backbone"], allow_backbone_mismatch)
+    wanted = fusion.needs_labels or fusion.neighbours_wanted > 0 or corpus is not None
+    knowledge = _knowledge(manifest, task, corpus, allow_corpus_mismatch) if wanted else None
+    model = RetrievalAugmentedModel(
+        found, task, fusion, knowledge, max_length=manifest["backbone"]["max_length"]
+    )
+    about = dict(manifest["method"])
+    model.backbone = PeftModel.from_pretrained(found.model, str(folder))
+    model.reports["default"] = AttachReport(
+        about["name"],
+        "default",
+        tuple(about["matched"]),
+        about["trainable_parameters"],
+        about["total_parameters"],
+    )
+    state = load_file(folder / "head.safetensors")
+    model.head.load_state_dict({name.removeprefix("head."): tensor for name, tensor in state.items()})
+    return model.requires_grad_(False).eval()
+
+
+def publish(model: RetrievalAugmentedModel, repo_id: str, *, metrics: Mapping[str, Any] | None = None, private: bool = False) -> str:
+    """Push the active adapter's artefact to the hub and return its address.
+
+    Raises:
+        ArtefactError: the hub cannot be reached, or refuses.
+    """
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as parent:
+        folder = save(model, Path(parent) / "artefact", metrics)
+        return publish_folder(folder, repo_id, private=private)
+
+
+def publish_folder(folder: Path, repo_id: str, *, private: bool = False) -> str:
+    """Push a saved artefact to the hub, its own files and nothing else, after checking it."""
+    from huggingface_hub import HfApi
+
+    read_manifest(folder)
+    try:
+        api = HfApi()
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        info = api.upload_folder(repo_id=repo_id, folder_path=str(folder), allow_patterns=list(_PUBLISHED))
+    except Exception as error:
+        raise ArtefactError(
+            f"cannot push to '{repo_id}': {' '.join(str(error).split())[:300]} "
+            "Check the name, the connection and your token (hf auth login)."
+        ) from error
+    return str(info)
+
+
+def locate(source: str, revision: str | None = None) -> Path:
+    """Return the folder of an artefact, fetched from the hub if it is no folder here."""
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    if folder.exists() or source.startswith((".", "/", "~")) or source.count("/") != 1:
+        raise ArtefactError(f"artefact '{source}' is not a folder. Name the folder that --output made, or a hub id.")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(source, revision=revision, allow_patterns=list(_PUBLISHED)))
+    except Exception as error:
+        raise ArtefactError(
+            f"artefact '{source}' is neither a folder here nor reachable on the hub "
+            f"({type(error).__name__}). Check the name and the connection."
+        ) from error
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read an artefact's description and check every file against it, before anything is loaded.
+
+    Raises:
+        ArtefactError: a file is missing, truncated, altered or a pickle, or the format is another.
+    """
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
+    if pickles:
+        raise ArtefactError(
+            f"'{folder}' holds {pickles[0]}, a pickle, which can run code when it is read. peft-rag reads safetensors "
+            "and JSON only: remove the file, or save the artefact again with save_pretrained."
+        )
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ArtefactError(f"'{folder}' is no artefact: {MANIFEST} is missing. Name the folder that --output made.")
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        missing = {"format", "task", "method", "fusion", "backbone", "files"} - set(manifest)
+    except (ValueError, TypeError) as error:
+        raise ArtefactError(f"{path} is damaged: {error}. Copy the artefact again from where it was saved.") from None
+    if missing or manifest["format"] != FORMAT or set(manifest["files"]) != set(HASHED):
+        raise ArtefactError(
+            f"{path} has another format (found {manifest.get('format')!r}, this version reads {FORMAT}). "
+            f"Load it with the peft-rag that saved it ({manifest.get('versions', {}).get('peft-rag', 'unknown')})."
+        )
+    for name, expected in manifest["files"].items():
+        if not (folder / name).is_file():
+            raise ArtefactError(f"'{folder}' misses {name}. Copy the artefact again from where it was saved.")
+        actual = sha256_of_file(folder / name)
+        if actual != expected:
+            raise ArtefactError(
+                f"{folder / name} was truncated or altered: it is {actual[:19]}…, but {MANIFEST} says "
+                f"{expected[:19]}…. Copy the artefact again from where it was saved."
+            )
+    return manifest
+
+
+def versions() -> dict[str, str]:
+    """Return the installed versions of what decides a result."""
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _save_adapter(model: RetrievalAugmentedModel, folder: Path) -> None:
+    """Let peft write its two files, whatever the adapter's name, without asking a hub about the backbone."""
+    model.backbone.save_pretrained(str(folder), selected_adapters=[model.adapter], save_embedding_layers=False)
+    named = folder / model.adapter
+    if model.adapter != "default":
+        for path in named.iterdir():
+            path.rename(folder / path.name)
+        named.rmdir()
+
+
+def _plugin(command: str, about: Mapping[str, Any]) -> Any:
+    from peft_rag.registry import GROUPS
+    from peft_rag.registry import load as load_plugin
+
+    try:
+        return load_plugin(GROUPS[command], about["name"]).from_dict(about["settings"])
+    except TypeError as error:
+        raise BrokenPluginError(
+            f"{command[:-1]} '{about['name']}' cannot be restored from the artefact: {error}. "
+            "Install the version that saved it."
+        ) from error
+
+
+def _name_of(command: str, plugin: Any) -> str:
+    """Return the name under which an object's class is registered."""
+    from peft_rag.registry import GROUPS, available
+
+    target = f"{type(plugin).__module__}:{type(plugin).__qualname__}"
+    for known in available(GROUPS[command]):
+        if known.target == target:
+            return known.name
+    raise ArtefactError(
+        f"{target} is not registered under any name, so the artefact could not be loaded again. "
+        f"Give it an entry point in the group {GROUPS[command].entry_points}."
+    )
+
+
+def _check_backbone(found: Backbone, expected: Mapping[str, Any], allowed: bool) -> None:
+    if found.fingerprint != expected["fingerprint"] and not allowed:
+        raise FingerprintError(
+            f"this artefact was trained on backbone '{expected['name']}' {expected['fingerprint'][:19]}…, but "
+            f"'{found.name}' is {found.fingerprint[:19]}…. Load it with the backbone it names, or pass "
+            "allow_backbone_mismatch=True (--allow_backbone_mismatch)."
+        )
+
+
+def _knowledge(manifest: Mapping[str, Any], task: Task, corpus: str | Corpus | None, allowed: bool) -> Knowledge:
+    """Read corpus and retriever again and check that they are what the artefact was trained with."""
+    from dataclasses import asdict, replace
+
+    from peft_rag.corpus import Corpus
+    from peft_rag.data import as_fields, read_corpus
+    from peft_rag.knowledge import Knowledge, make_retriever
+
+    stored = manifest["knowledge"]
+    if stored is None:
+        raise ArtefactError("this artefact was saved without a corpus, but its fusion retrieves. Save it with one.")
+    fields = as_fields(stored["corpus"])
+    if isinstance(corpus, Corpus):
+        documents = corpus
+    else:
+        fields = replace(fields, source=corpus or fields.source)
+        documents = read_corpus(fields, task)
+    if documents.fingerprint != stored["corpus"]["fingerprint"] and not allowed:
+        raise FingerprintError(
+            f"this artefact was trained with a corpus of {stored['corpus']['documents']:,} documents "
+            f"({stored['corpus']['fingerprint'][:19]}…), but '{documents.name}' has {len(documents):,} "
+            f"({documents.fingerprint[:19]}…). Name the corpus it was trained with (--corpus), or pass "
+            "allow_corpus_mismatch=True (--allow_corpus_mismatch)."
+        )
+    about = stored["retriever"]
+    retriever = make_retriever(about["name"], about["encoder"], about["options"])
+    if retriever.fingerprint_for(stored["corpus"]["fingerprint"]) != about["fingerprint"]:
+        raise FingerprintError(
+            f"this artefact was trained with another version of encoder '{about['encoder']}' or of retriever "
+            f"'{about['name']}'. Install the model it names, or train again."
+        )
+    return Knowledge(documents, retriever, about["name"], about["encoder"], about["options"], asdict(fields))

@@ -1,0 +1,93 @@
+"""The model card of an artefact, written from what was measured and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def model_card(manifest: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
+    """Return the README.md of an artefact.
+
+    Args:
+        manifest: content of ``peft_rag.json``.
+        metrics: content of ``metrics.json``; what is missing in it is left out of the card.
+    """
+    method, backbone = manifest["method"]["name"], manifest["backbone"]["name"]
+    parts = [
+        _front_matter(manifest, metrics),
+        f"# {method} for {manifest['task']['name']} on {backbone}\n",
+        f"A small set of weights for the frozen backbone `{backbone}`, trained with the PEFT method `{method}`; "
+        f"neighbours enter by the fusion `{manifest['fusion']['name']}`. The backbone itself is unchanged.\n",
+        _results(metrics),
+        _costs(manifest, metrics),
+        _use(manifest),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def results_table(arms: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """Return the results as a Markdown table: a row an arm, a column a metric, 95% intervals in brackets."""
+    names = list(dict.fromkeys(name for scores in arms.values() for name in scores))
+    rows = [["on the test split", *names], ["---"] * (len(names) + 1)]
+    for arm, scores in arms.items():
+        cells = [_cell(scores[name]) if name in scores else "" for name in names]
+        rows.append([arm.replace("_", " "), *cells])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+
+
+def _cell(score: Mapping[str, float]) -> str:
+    value, low, high = (100 * score[key] for key in ("value", "low", "high"))
+    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def _front_matter(manifest: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
+    lines = [
+        "---",
+        "library_name: peft",
+        f"base_model: {manifest['backbone']['name']}",
+        f"pipeline_tag: {manifest['task']['name']}",
+        "tags: [peft-rag, retrieval-augmented, " + manifest["method"]["name"] + "]",
+    ]
+    if metrics.get("test"):
+        lines.append("metrics: [" + ", ".join(metrics["test"]) + "]")
+    return "\n".join([*lines, "---", ""])
+
+
+def _results(metrics: Mapping[str, Any]) -> str:
+    if not metrics.get("arms"):
+        return "## Results\n\nNot measured.\n"
+    return (
+        f"## Results\n\nIn percent on {metrics['test_examples']:,} examples ({metrics['data']['test']}), with 95% "
+        f"bootstrap intervals; seed {metrics['seed']}.\n\n{results_table(metrics['arms'])}"
+    )
+
+
+def _costs(manifest: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
+    method = manifest["method"]
+    lines = ["## Costs", ""]
+    if "trainable_parameters" in metrics:
+        lines.append(
+            f"- trained: {metrics['trainable_parameters']:,} parameters, {metrics['trainable_percent']:.2f}% of the model"
+        )
+    else:
+        lines.append(f"- trained in the backbone: {method['trainable_parameters']:,} parameters")
+    lines.append(f"- artefact: {metrics['artefact_bytes'] / 1000:,.0f} kB")
+    if "train_seconds" in metrics:
+        lines.append(
+            f"- training: {metrics['train_seconds']:.0f} s, {metrics['examples_per_second']:.0f} examples/s, "
+            f"peak memory {metrics['peak_memory_bytes'] / 1e6:,.0f} MB"
+        )
+    return "\n".join([*lines, ""])
+
+
+def _use(manifest: Mapping[str, Any]) -> str:
+    knowledge = manifest.get("knowledge")
+    corpus = f" It retrieves from `{knowledge['corpus']['source']}`." if knowledge else ""
+    labels = manifest["task"]["settings"].get("labels") or []
+    return (
+        "## Use\n\n```python\nfrom peft_rag import RetrievalAugmentedModel\n\n"
+        'model = RetrievalAugmentedModel.from_pretrained("this-folder-or-hub-id")\n'
+        'model.predict(["some text"], explain=True)\n```\n\n'
+        f"Labels: {', '.join(labels)}.{corpus}\n"
+    )

@@ -1,0 +1,64 @@
+"""The command line: one command a file. A user's mistake is one line and exit status 2; a fault of ours, a traceback and 1."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from peft_rag import __version__
+from peft_rag.cli import evaluate, plugins, predict, train
+from peft_rag.errors import PeftRagError
+
+_DESCRIPTION = """\
+Tune a pretrained Transformer for your task without changing it: what is trained is small, what must be known is
+retrieved, and both are picked by name.
+
+  peft-rag train examples/wiki-topics.yaml            train, measure before and after, save an artefact
+  peft-rag train --train a.jsonl --output out/        the same on your own data
+  peft-rag predict out/ questions.jsonl --explain     predictions with the neighbours behind them
+  peft-rag methods lora                               what can be picked, with options and defaults
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        _dispatch(words)
+    except PeftRagError as error:
+        print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    return 0
+
+
+def _dispatch(words: list[str]) -> None:
+    if words[:1] == ["train"] and not {"-h", "--help"} & set(words):
+        train.run(words[1:])
+        return
+    parser = _parser()
+    known, rest = parser.parse_known_args(words)
+    if hasattr(known, "run"):
+        known.run(known, rest)
+    else:
+        parser.print_help()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="peft-rag",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"peft-rag {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    for module in (train, predict, evaluate, plugins):
+        module.add_to(commands)
+    return parser

@@ -1,0 +1,43 @@
+"""Flags that are not known in advance: ``--name value``, ``--name=value`` and ``--switch``, names as in a run file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from peft_rag.errors import ConfigError
+
+
+def read_flags(words: Sequence[str]) -> dict[str, str]:
+    """Turn the words of a command line into names and values; dashes and underscores in names are the same.
+
+    >>> read_flags(["--learning-rate", "3e-4", "--method.r=4", "--resume"])
+    {'learning_rate': '3e-4', 'method.r': '4', 'resume': 'true'}
+
+    Raises:
+        ConfigError: a word is neither a flag nor the value of one, or a flag is given twice.
+    """
+    flags: dict[str, str] = {}
+    place = 0
+    while place < len(words):
+        word = words[place]
+        place += 1
+        if not word.startswith("--"):
+            raise ConfigError(f"'{word}' is neither a flag nor a flag's value. Flags look like --method lora.")
+        name, given, value = word.removeprefix("--").partition("=")
+        if not given:
+            follows = place < len(words) and not words[place].startswith("--")
+            value = words[place] if follows else "true"
+            place += int(follows)
+        name = name.replace("-", "_")
+        if name in flags:
+            raise ConfigError(f"--{name} is given twice. Keep one.")
+        flags[name] = value
+    return flags
+
+
+def refuse(rest: Sequence[str], known: Sequence[str]) -> None:
+    """Raise on words a command does not know, naming the nearest flag."""
+    from peft_rag.registry import suggest
+
+    if rest:
+        raise ConfigError(f"unknown option '{rest[0]}'.{suggest(rest[0], list(known))}")

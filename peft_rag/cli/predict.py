@@ -1,0 +1,103 @@
+"""``peft-rag predict``: predictions of a saved artefact, with the neighbours behind them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peft_rag.cli.flags import refuse
+
+if TYPE_CHECKING:
+    from peft_rag.model import Prediction, RetrievalAugmentedModel
+
+
+def add_artefact_options(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of every command that loads an artefact."""
+    parser.add_argument("artefact", help="folder that peft-rag train made, or a hub id")
+    parser.add_argument("--corpus", help="where the corpus lies now, if not where it lay in training")
+    parser.add_argument("--backbone", help="where the backbone lies now, if not as it was named in training")
+    parser.add_argument("--allow-backbone-mismatch", "--allow_backbone_mismatch", action="store_true", help="load on another backbone all the same")
+    parser.add_argument("--allow-corpus-mismatch", "--allow_corpus_mismatch", action="store_true", help="retrieve from another corpus all the same")
+    parser.add_argument("--text-field", "--text_field", help="field that holds the text, if not as in training")
+    parser.add_argument("--batch-size", "--batch_size", type=int, default=64, help="texts run at once (64)")
+
+
+def load_artefact(known: argparse.Namespace) -> RetrievalAugmentedModel:
+    """Load the artefact that the flags name."""
+    from peft_rag.artefact import load, locate, read_manifest
+    from peft_rag.cli.progress import hold_back_chatter
+
+    hold_back_chatter()
+    read_manifest(locate(known.artefact))
+    return load(
+        known.artefact,
+        corpus=known.corpus,
+        backbone=known.backbone,
+        allow_backbone_mismatch=known.allow_backbone_mismatch,
+        allow_corpus_mismatch=known.allow_corpus_mismatch,
+    )
+
+
+def add_to(commands: Any) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "predict",
+        help="predict with a saved artefact",
+        description="Predict the labels of the texts in a file, one JSON line each, on standard output or into a file.",
+        allow_abbrev=False,
+    )
+    add_artefact_options(parser)
+    parser.add_argument("data", help="texts: .jsonl, .csv, .tsv, .parquet; '-' reads one text a line from standard input")
+    parser.add_argument("--explain", action="store_true", help="show each prediction's neighbours with scores and weights")
+    parser.add_argument("--output", help="write JSON Lines here instead; the file must not exist")
+    parser.set_defaults(run=_run)
+
+
+def _run(known: argparse.Namespace, rest: Sequence[str]) -> None:
+    from dataclasses import replace
+
+    from peft_rag.errors import ArtefactError
+    from peft_rag.files import write_text
+    from peft_rag.records import read_records
+
+    refuse(rest, ["--explain", "--output", "--corpus", "--backbone", "--text-field", "--batch-size"])
+    if known.output and Path(known.output).exists():
+        raise ArtefactError(f"'{known.output}' exists already. Name another file with --output.")
+    records = None if known.data == "-" else read_records(known.data)
+    model = load_artefact(known)
+    task = replace(model.task, text_field=known.text_field) if known.text_field else model.task
+    texts: Sequence[Any] = (
+        [line.rstrip("\n") for line in sys.stdin if line.strip()]
+        if records is None
+        else task.read(records, labelled=False)
+    )
+    answers = model.predict(texts, explain=known.explain, batch_size=known.batch_size, progress="predicting")
+    lines = [
+        json.dumps(_line(text if isinstance(text, str) else text.text, answer, known.explain), ensure_ascii=False)
+        for text, answer in zip(texts, answers, strict=True)
+    ]
+    if known.output:
+        write_text(Path(known.output), "".join(f"{line}\n" for line in lines))
+    else:
+        print("\n".join(lines))
+
+
+def _line(text: str, answer: Prediction, explain: bool) -> dict[str, Any]:
+    label: Any = answer.labels[0] if len(answer.labels) == 1 else list(answer.labels)
+    line: dict[str, Any] = {"text": text, "label": label, "probability": round(answer.probability, 4)}
+    if explain:
+        line["neighbours"] = [
+            {
+                "id": one.id,
+                "score": round(one.score, 4),
+                "weight": round(one.weight, 4),
+                "labels": list(one.labels),
+                "text": one.text,
+            }
+            for one in answer.neighbours
+        ]
+    return line

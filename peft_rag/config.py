@@ -1,0 +1,191 @@
+"""What a run is: one YAML file, or the same names as flags. Unknown names are errors, never dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from peft_rag.errors import ConfigError
+from peft_rag.registry import suggest
+
+PARTS = ("task", "method", "fusion", "retriever")
+DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+def _option(default: Any, help: str, group: str) -> Any:
+    return field(default=default, metadata={"help": help, "group": group})
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run of the main job. `training` takes any name of `transformers.TrainingArguments`."""
+
+    train: str = _option("", "training data: .jsonl, .csv, .tsv, .parquet, demo:NAME/SPLIT or a hub id", "data")
+    validation: str = _option("", "validation data; a share of the training data if left out", "data")
+    test: str = _option("", "held-out test data, read once at the end; validation if left out", "data")
+    corpus: str = _option("", "documents to retrieve; the training data if left out", "data")
+    text_field: str = _option("text", "field that holds the text", "data")
+    label_field: str = _option("label", "field that holds the label, or a list of labels", "data")
+    id_field: str = _option("id", "field that names a record; running numbers if a record has none", "data")
+    group_field: str = _option("", "corpus field whose equals never retrieve each other", "data")
+    validation_share: float = _option(0.1, "share of the training data held out without --validation", "data")
+    shots: int = _option(0, "examples per class drawn from the training data; 0 takes all", "data")
+    task: str = _option("text-classification", "task by name (peft-rag tasks)", "model")
+    backbone: str = _option(DEFAULT_MODEL, "frozen transformer: hub name or folder", "model")
+    method: str = _option("lora", "PEFT method by name (peft-rag methods)", "model")
+    last_layers: int = _option(0, "change only the last n layers; 0 changes all the method targets", "model")
+    fusion: str = _option("knn", "how neighbours enter, by name (peft-rag fusions)", "model")
+    encoder: str = _option(DEFAULT_MODEL, "sentence encoder of the retriever: hub name or folder", "model")
+    retriever: str = _option("hnsw", "retriever by name (peft-rag retrievers)", "model")
+    max_length: int = _option(256, "tokens of one input at most", "model")
+    dropout: float = _option(-1.0, "dropout of backbone and head in training; below 0 as the backbone has it", "training")
+    head_init: str = _option("probe", "head before training: probe (fitted to frozen features) or random", "training")
+    early_stopping_patience: int = _option(0, "evaluations without improvement before stopping; 0 never", "training")
+    seed: int = _option(0, "of sampling, initialisation and the order of the data", "training")
+    output: str = _option("", "folder of the artefact; must not hold anything yet", "output")
+    resume: bool = _option(False, "go on with an interrupted run of the same configuration", "output")
+    options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without loading anything.
+
+        Raises:
+            ConfigError: a value is missing or out of range.
+        """
+        for name in ("train", "output"):
+            if not getattr(self, name):
+                raise ConfigError(f"--{name} is missing. {_named(name).metadata['help'].capitalize()}.")
+        if self.head_init not in ("probe", "random"):
+            raise ConfigError(f"head_init is '{self.head_init}'. Choose probe or random.")
+        if not 0 < self.validation_share < 1:
+            raise ConfigError(f"validation_share is {self.validation_share}; it lies between 0 and 1.")
+        for name in ("shots", "last_layers", "early_stopping_patience"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must not be below 0.")
+        if self.dropout >= 1:
+            raise ConfigError(f"dropout is {self.dropout}; it must be below 1.")
+
+    def part_options(self, part: str) -> dict[str, Any]:
+        """Return the options given for the method, fusion, task or retriever."""
+        return dict(self.options.get(part, {}))
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def from_mapping(settings: Mapping[str, Any], where: str = "the configuration") -> RunConfig:
+    """Make a configuration of names and values as a YAML file or flags give them.
+
+    A part may be a name (``method: lora``) or a mapping with its options (``method: {name: lora, r: 4}``); a dotted
+    name (``method.r``) sets one option. Names that are not ours are taken for `transformers.TrainingArguments`'.
+
+    Raises:
+        ConfigError: a value has the wrong type, or a part has no name.
+    """
+    ours = {entry.name: entry for entry in fields(RunConfig) if entry.name not in ("options", "training")}
+    chosen: dict[str, Any] = {}
+    options: dict[str, dict[str, Any]] = {}
+    training: dict[str, Any] = {}
+    for name, value in settings.items():
+        part, _, option = name.partition(".")
+        if option:
+            if part not in PARTS:
+                raise ConfigError(f"{where}: '{name}' names no part.{suggest(part, list(PARTS))} Parts: {', '.join(PARTS)}.")
+            options.setdefault(part, {})[option] = value
+        elif name in PARTS and isinstance(value, Mapping):
+            rest = dict(value)
+            if "name" in rest:
+                chosen[name] = str(rest.pop("name"))
+            options[name] = rest | options.get(name, {})
+        elif name in ours:
+            chosen[name] = _coerced(name, value, ours[name].default, where)
+        else:
+            training[name] = _number(value)
+    _check_training_names(training, list(ours), where)
+    return RunConfig(**chosen, options=options, training=training)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a run file.
+
+    Raises:
+        ConfigError: the file is missing, not YAML, or not a mapping of names to values.
+    """
+    file = Path(path)
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"run file '{path}' does not exist. examples/ holds some to start from.") from None
+    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise ConfigError(f"run file '{path}' cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise ConfigError(f"run file '{path}' must hold names and values, e.g. 'method: lora'.")
+    return content
+
+
+def override(config: RunConfig, **changes: Any) -> RunConfig:
+    """Return a configuration with some names changed."""
+    return replace(config, **changes)
+
+
+def training_names() -> list[str]:
+    """List the names of `transformers.TrainingArguments`; imports transformers."""
+    from transformers import TrainingArguments
+
+    return sorted(entry.name for entry in fields(TrainingArguments) if entry.init)
+
+
+def _check_training_names(training: Mapping[str, Any], ours: Sequence[str], where: str) -> None:
+    if not training:
+        return
+    theirs = training_names()
+    for name in training:
+        if name not in theirs:
+            raise ConfigError(
+                f"{where}: unknown name '{name}'.{suggest(name, [*ours, *theirs])} "
+                "peft-rag train --help lists the common names; every name of transformers.TrainingArguments is taken."
+            )
+
+
+def _named(name: str) -> Any:
+    return next(entry for entry in fields(RunConfig) if entry.name == name)
+
+
+def _coerced(name: str, value: Any, default: Any, where: str) -> Any:
+    """Turn a value into the type of its default, or say that it cannot be."""
+    wanted = type(default if default is not MISSING else "")
+    given = _number(value)
+    if wanted is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
+        return str(value)
+    if wanted is float and isinstance(given, (int, float)) and not isinstance(given, bool):
+        return float(given)
+    if isinstance(given, wanted) and isinstance(given, bool) == (wanted is bool):
+        return given
+    raise ConfigError(f"{where}: {name} is {value!r}, but must be {_article(wanted)}.")
+
+
+def _article(wanted: type) -> str:
+    return {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}[wanted]
+
+
+def _number(value: Any) -> Any:
+    """Read numbers and booleans that YAML or the shell left as text, such as 3e-4.
+
+    >>> _number("3e-4"), _number("8"), _number("true"), _number("query")
+    (0.0003, 8, True, 'query')
+    """
+    if not isinstance(value, str):
+        return value
+    if value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            continue
+    return value

@@ -1,0 +1,179 @@
+"""The splits of one run and the corpus behind them, read and checked before anything heavy is loaded."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from peft_rag.corpus import Corpus, Document
+from peft_rag.errors import CorpusError, DataError
+from peft_rag.records import read_records
+from peft_rag.tasks.base import Example, Task
+
+
+@dataclass(frozen=True)
+class CorpusFields:
+    """Where a corpus comes from, so that an artefact can read it again.
+
+    Attributes:
+        source: file, folder, demo or hub name.
+        is_training_data: whether it is the training data, read as the task reads it.
+        text_field, label_field, id_field, group_field: names of the fields.
+        shots: examples per class that were drawn; 0 for all.
+        seed: of that draw.
+    """
+
+    source: str
+    is_training_data: bool = False
+    text_field: str = "text"
+    label_field: str = "label"
+    id_field: str = "id"
+    group_field: str = ""
+    shots: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Examples by split, the corpus, and what must be excluded when it is searched.
+
+    Attributes:
+        train, validation, test: the examples; ``test`` is empty where none was given.
+        task: the task, knowing the labels of ``train``.
+        corpus: what is retrieved from; None where no fusion needs it.
+        fields: how the corpus is read again.
+        validation_in_corpus: whether the validation examples are themselves documents.
+    """
+
+    train: list[Example]
+    validation: list[Example]
+    test: list[Example]
+    task: Task
+    corpus: Corpus
+    fields: CorpusFields
+    validation_in_corpus: bool
+
+
+def read_splits(
+    task: Task,
+    *,
+    train: str,
+    validation: str = "",
+    test: str = "",
+    corpus: str = "",
+    corpus_fields: CorpusFields | None = None,
+    validation_share: float = 0.1,
+    shots: int = 0,
+    seed: int = 0,
+) -> Splits:
+    """Read every split of a run.
+
+    Without ``validation``, a share of the training examples is held out, stratified by label. Without ``corpus``, the
+    training data is the corpus, the held-out examples among it: each of them never retrieves itself.
+
+    Raises:
+        DataError: a record cannot be used, a split is empty, or a label is unseen in training.
+        CorpusError: a document cannot be used.
+    """
+    given = task.read(read_records(train))
+    if shots:
+        given = sample_shots(given, shots, seed)
+    kept, held = (given, []) if validation else hold_out(given, validation_share, seed)
+    learned = task.with_labels_of(given)
+    checked = task.read(read_records(validation)) if validation else held
+    tested = task.read(read_records(test)) if test else []
+    for split in (checked, tested):
+        learned.targets(split)
+    if corpus:
+        fields = replace(corpus_fields or CorpusFields(corpus), source=corpus)
+    else:
+        names = {name: getattr(task, name) for name in ("text_field", "label_field", "id_field") if hasattr(task, name)}
+        fields = CorpusFields(train, is_training_data=True, shots=shots, seed=seed, **names)
+    documents = read_corpus(fields, task) if corpus else _documents(given, Path(train).name)
+    return Splits(kept, checked, tested, learned, documents, fields, not corpus and not validation)
+
+
+def read_corpus(fields: CorpusFields, task: Task) -> Corpus:
+    """Read a corpus again, exactly as it was read for training."""
+    if fields.is_training_data:
+        examples = task.read(read_records(fields.source))
+        drawn = sample_shots(examples, fields.shots, fields.seed) if fields.shots else examples
+        return _documents(drawn, Path(fields.source).name)
+    return Corpus.read(
+        fields.source,
+        text_field=fields.text_field,
+        label_field=fields.label_field,
+        id_field=fields.id_field,
+        group_field=fields.group_field,
+    )
+
+
+def sample_shots(examples: Sequence[Example], shots: int, seed: int) -> list[Example]:
+    """Draw ``shots`` examples per class without replacement, in the order of the data.
+
+    Raises:
+        DataError: a class has fewer.
+    """
+    chosen: set[int] = set()
+    for label, places in sorted(_places(examples).items()):
+        if len(places) < shots:
+            raise DataError(
+                f"--shots {shots} asks for {shots} examples of each class, but label '{', '.join(label)}' has "
+                f"{len(places)}. Lower --shots."
+            )
+        chosen.update(random.Random(f"{seed} {label}").sample(places, shots))
+    return [example for place, example in enumerate(examples) if place in chosen]
+
+
+def hold_out(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
+    """Split examples into those kept and a share held out, stratified by label; a class keeps one example at least.
+
+    Raises:
+        DataError: nothing can be held out.
+    """
+    held: set[int] = set()
+    owed = 0.0
+    for label, places in sorted(_places(examples).items()):
+        owed += share * len(places)
+        count = min(round(owed), len(places) - 1)
+        held.update(random.Random(f"{seed} {label}").sample(places, max(count, 0)))
+        owed -= count
+    if not held:
+        raise DataError(
+            f"{len(examples)} training examples are too few to hold out a share of {share} for validation. "
+            "Name a validation file with --validation."
+        )
+    kept = [example for place, example in enumerate(examples) if place not in held]
+    return kept, [examples[place] for place in sorted(held)]
+
+
+def _places(examples: Sequence[Example]) -> dict[tuple[str, ...], list[int]]:
+    places: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for place, example in enumerate(examples):
+        places[example.labels or ()].append(place)
+    return places
+
+
+def _documents(examples: Sequence[Example], name: str) -> Corpus:
+    """Make the training examples a corpus."""
+    lines: dict[str, str] = {}
+    for example in examples:
+        if example.id in lines:
+            raise CorpusError(
+                f"{example.where}: id '{example.id}' was given already at {lines[example.id]}. Give each record an id "
+                "of its own, or name another field with --id_field."
+            )
+        lines[example.id] = example.where
+    return Corpus.from_documents(
+        [Document(example.id, example.text, example.labels or (), example.group) for example in examples], name
+    )
+
+
+def as_fields(stored: dict[str, Any]) -> CorpusFields:
+    """Read corpus fields back from an artefact; anything else stored beside them is left alone."""
+    known = {name: stored[name] for name in CorpusFields.__dataclass_fields__ if name in stored}
+    return CorpusFields(**known)

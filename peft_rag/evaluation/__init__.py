@@ -1,0 +1,1 @@
+"""Scores, their intervals, and the `evaluate.Metric` modules that carry them."""

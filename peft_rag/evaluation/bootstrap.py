@@ -1,0 +1,71 @@
+"""Percentile-bootstrap intervals over examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score on a set of examples with its 95% bootstrap interval.
+
+    Attributes:
+        value: the score on the examples themselves.
+        low: lower end of the interval.
+        high: upper end of the interval.
+    """
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{100 * self.value:.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
+    def to_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+def bootstrap(
+    statistic: Callable[..., float],
+    *arrays: NDArray[Any],
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Score:
+    """Score arrays that run over the same examples, with a percentile-bootstrap interval.
+
+    The interval holds the middle ``level`` of the statistic over ``resamples`` draws of N examples with replacement.
+
+    Args:
+        statistic: from the arrays (in order) to one number.
+        arrays: each with N rows.
+        resamples: number of draws; with 0 the interval is the score itself.
+        level: share of the draws inside the interval.
+        seed: of the draws.
+
+    Raises:
+        ValueError: there is no example, or the arrays differ in length.
+
+    Source: Efron & Tibshirani 1993, chapter 13.
+    """
+    lengths = {len(array) for array in arrays}
+    if len(lengths) != 1 or lengths == {0}:
+        raise ValueError(f"bootstrap needs arrays of one length over at least one example, got lengths {sorted(lengths)}")
+    size = lengths.pop()
+    value = float(statistic(*arrays))
+    if not resamples:
+        return Score(value, value, value)
+    generator = np.random.default_rng(seed)
+    draws = np.empty(resamples)
+    for index in range(resamples):
+        chosen = generator.integers(0, size, size)
+        draws[index] = statistic(*(array[chosen] for array in arrays))
+    tail = 50.0 * (1.0 - level)
+    low, high = np.percentile(draws, [tail, 100.0 - tail])
+    return Score(value, float(low), float(high))

@@ -1,0 +1,75 @@
+"""`evaluate.Metric` modules shipped with the package, so that measuring never asks a hub.
+
+Each has two configurations: ``default`` for class indices and ``multilabel`` for rows of 0/1 per label. They keep what
+they are given in memory and write no cache file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+
+from peft_rag.evaluation import scores
+from peft_rag.evaluation.scores import IntArray
+
+
+class ClassificationMetric(evaluate.Metric):
+    """A score of predicted against actual classes; subclasses name the score."""
+
+    score: Callable[[IntArray, IntArray], float]
+    key: str
+    meaning: str
+    source: str = ""
+
+    def __init__(self, config_name: str = "default", **options: Any) -> None:
+        super().__init__(config_name=config_name, keep_in_memory=True, **options)
+
+    def _info(self) -> evaluate.MetricInfo:
+        value = datasets.Value("int64")
+        feature = datasets.Sequence(value) if self.config_name == "multilabel" else value
+        return evaluate.MetricInfo(
+            description=self.meaning,
+            citation=self.source,
+            inputs_description="predictions and references: class indices, or rows of 0/1 per label (multilabel).",
+            features=datasets.Features({"predictions": feature, "references": feature}),
+        )
+
+    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        return {self.key: type(self).score(np.asarray(predictions), np.asarray(references))}
+
+
+class Accuracy(ClassificationMetric):
+    """Share of examples predicted exactly right."""
+
+    score = staticmethod(scores.accuracy)
+    key = "accuracy"
+    meaning = "Share of examples predicted exactly right, in [0, 1]."
+
+
+class MacroF1(ClassificationMetric):
+    """Mean F1 over the classes that occur."""
+
+    score = staticmethod(scores.macro_f1)
+    key = "macro_f1"
+    meaning = "Mean over the occurring classes of F1, in [0, 1]."
+
+
+class MicroF1(ClassificationMetric):
+    """F1 over all label decisions together."""
+
+    score = staticmethod(scores.micro_f1)
+    key = "micro_f1"
+    meaning = "F1 over all label decisions together, in [0, 1]."
+
+
+class MatthewsCorrelation(ClassificationMetric):
+    """Correlation between predicted and actual classes."""
+
+    score = staticmethod(scores.matthews_correlation)
+    key = "matthews_correlation"
+    meaning = "Matthews' correlation for several classes, in [-1, 1]."
+    source = "Gorodkin 2004, doi:10.1016/j.compbiolchem.2004.09.006"

@@ -1,0 +1,103 @@
+"""Files written whole or not at all, and hashed the same way everywhere."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from peft_rag.errors import ArtefactError
+
+_BLOCK = 1 << 20
+
+
+def sha256_of_file(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes as ``sha256:<hex>``."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def sha256_of_json(value: Any) -> str:
+    """Return the SHA-256 of a JSON-able value, independent of key order.
+
+    >>> sha256_of_json({"a": 1, "b": 2}) == sha256_of_json({"b": 2, "a": 1})
+    True
+    """
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON through a temporary file, synced and renamed."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, sort_keys=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text through a temporary file, synced and renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Give a temporary folder that becomes ``target`` when the block ends well, and vanishes when it does not.
+
+    Args:
+        target: the folder to make; it may exist only if it is empty.
+
+    Raises:
+        ArtefactError: ``target`` already holds something.
+    """
+    refuse_nonempty(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    working = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        yield working
+        for path in working.rglob("*"):
+            _sync(path)
+        os.chmod(working, 0o755)
+        os.replace(working, target)
+        _sync(target.parent)
+    except BaseException:
+        shutil.rmtree(working, ignore_errors=True)
+        raise
+
+
+def refuse_nonempty(target: Path) -> None:
+    """Raise when an output folder already holds something, so that nothing is ever overwritten."""
+    if target.is_file():
+        raise ArtefactError(f"output '{target}' is a file. Name a folder that does not exist yet.")
+    if target.is_dir():
+        held = sorted(path.name for path in target.iterdir())
+        if held:
+            shown = ", ".join(held[:3]) + (", …" if len(held) > 3 else "")
+            raise ArtefactError(
+                f"output folder '{target}' already holds {len(held)} files ({shown}). "
+                "Name another with --output, or remove it first."
+            )
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

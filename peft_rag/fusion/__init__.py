@@ -1,0 +1,1 @@
+"""Fusions: how neighbours enter the model, one mode a file."""

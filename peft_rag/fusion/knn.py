@@ -1,0 +1,176 @@
+"""Neighbours' labels as a second opinion, mixed with the model's own."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from typing_extensions import Self
+
+from peft_rag.errors import ConfigError, RetrievalError
+from peft_rag.fusion.base import Fusion, Memory, Outputs, Shown, Split, encode_inputs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from peft_rag.corpus import Corpus
+    from peft_rag.retrieval.base import Neighbours
+    from peft_rag.tasks.base import Task
+
+_KS = (1, 2, 4, 8, 16, 32, 64)
+_TEMPERATURES = (0.01, 0.02, 0.05, 0.1, 0.2)
+_WEIGHTS = tuple(step / 20 for step in range(21))
+
+
+@dataclass(frozen=True)
+class KnnFusion(Fusion):
+    """Neighbours' labels mixed with the model: p = λ·p_kNN + (1-λ)·p_model.
+
+    p_kNN(y|x) = Σ_z π_z·[y_z = y] with π = softmax(s/T) over the k nearest labelled documents z, and s the cosine
+    similarity in the chosen space. λ, T and k are chosen on validation, λ = 0 among them.
+
+    Source: Khandelwal et al. 2020, arXiv:1911.00172 (kNN-LM), applied to classes.
+
+    Attributes:
+        space: ``tuned`` searches among the features of the tuned backbone, ``retriever`` among the sentence encoder's.
+        k: neighbours that vote; None to choose.
+        temperature: T; None to choose.
+        weight: λ in [0, 1]; None to choose.
+    """
+
+    space: Literal["tuned", "retriever"] = "tuned"
+    k: int | None = None
+    temperature: float | None = None
+    weight: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.space not in ("tuned", "retriever"):
+            raise ConfigError(f"fusion.space is '{self.space}'. Choose tuned or retriever.")
+        if self.k is not None and self.k < 1:
+            raise ConfigError(f"fusion.k is {self.k}; at least one neighbour must vote. Use --fusion none for none.")
+        if self.temperature is not None and self.temperature <= 0:
+            raise ConfigError(f"fusion.temperature is {self.temperature}; it must be above 0.")
+        if self.weight is not None and not 0 <= self.weight <= 1:
+            raise ConfigError(f"fusion.weight is {self.weight}; λ lies in [0, 1].")
+
+    @property
+    def documents_needed(self) -> int:
+        return self.k or 1
+
+    @property
+    def neighbours_wanted(self) -> int:
+        return (self.k or max(_KS)) if self.space == "retriever" else 0
+
+    @property
+    def needs_labels(self) -> bool:
+        return True
+
+    @property
+    def needs_vectors(self) -> bool:
+        return self.space == "tuned"
+
+    def encode(self, tokenizer: Any, split: Split, corpus: Corpus | None, max_length: int) -> list[dict[str, Any]]:
+        return encode_inputs(tokenizer, split, max_length)
+
+    def combine(self, outputs: Outputs, split: Split, memory: Memory | None, task: Task) -> Tensor:
+        """Return log(λ·p_kNN + (1-λ)·p_model); before λ, T and k are fitted, the model's own."""
+        if self.weight is None or self.temperature is None or self.k is None:
+            return outputs.log_probs
+        found = self._search(outputs, split, memory, self.k)
+        votes = neighbour_log_probs(found, _remembered(memory), task, self.temperature)
+        return mix(outputs.log_probs, votes, self.weight)
+
+    def fit(self, outputs: Outputs, split: Split, memory: Memory | None, task: Task, targets: Tensor) -> Self:
+        """Choose k, T and λ for the highest mean log-likelihood of the validation targets."""
+        ks = [self.k] if self.k else [k for k in _KS if k <= len(_remembered(memory).targets)]
+        temperatures = [self.temperature] if self.temperature else _TEMPERATURES
+        weights = [self.weight] if self.weight is not None else _WEIGHTS
+        found = self._search(outputs, split, memory, max(ks))
+        best, chosen = math.inf, self
+        for k, temperature in itertools.product(ks, temperatures):
+            votes = neighbour_log_probs(found.head(k), _remembered(memory), task, temperature)
+            for weight in weights:
+                loss = float(task.loss(mix(outputs.log_probs, votes, weight), targets))
+                if loss < best:
+                    best, chosen = loss, replace(self, k=k, temperature=temperature, weight=weight)
+        return chosen
+
+    def shown(self, outputs: Outputs, split: Split, memory: Memory | None) -> list[list[Shown]]:
+        """Return the voting neighbours with λ·π_z as weight."""
+        if self.weight is None or self.temperature is None or self.k is None:
+            return super().shown(outputs, split, memory)
+        found = self._search(outputs, split, memory, self.k)
+        rows = []
+        for row in range(len(found)):
+            pairs = found.row(row)
+            raised = [math.exp((score - pairs[0][1]) / self.temperature) for _, score in pairs]
+            shares = [self.weight * value / sum(raised) for value in raised]
+            rows.append([Shown(place, score, share) for (place, score), share in zip(pairs, shares, strict=True)])
+        return rows
+
+    def _search(self, outputs: Outputs, split: Split, memory: Memory | None, k: int) -> Neighbours:
+        if self.space == "retriever":
+            if split.neighbours is None:
+                raise RetrievalError("fusion 'knn' was given no neighbours. Pass the corpus it was trained with.")
+            return split.neighbours.head(k)
+        from peft_rag.retrieval.vectors import exact_search
+
+        vectors = _remembered(memory).vectors
+        if vectors is None:
+            raise RetrievalError("fusion 'knn' searches the tuned space, but the corpus was not encoded.")
+        return exact_search(unit(outputs.features), vectors, k, split.forbidden or None)
+
+
+def neighbour_log_probs(found: Neighbours, memory: Memory, task: Task, temperature: float) -> Tensor:
+    """Return log p_kNN(y|x) = log Σ_z softmax(s/T)_z·[y_z = y] in nats, shaped as the task's log-probabilities.
+
+    A query without any neighbour gets NaN, which `mix` reads as no opinion.
+
+    Args:
+        found: positions and scores of K neighbours for B queries; -1 and -inf pad.
+        memory: the documents' targets.
+        task: turns targets into probabilities.
+        temperature: T, above 0.
+    """
+    import torch
+
+    scores = torch.as_tensor(np.array(found.scores))
+    shares = (scores / temperature).softmax(-1)
+    targets = memory.targets.cpu()[torch.as_tensor(np.array(found.positions)).clamp(min=0)]
+    votes = task.vote(targets)
+    return (shares.reshape(*shares.shape, *[1] * (votes.dim() - 2)) * votes).sum(1).log()
+
+
+def mix(log_model: Tensor, log_neighbours: Tensor, weight: float) -> Tensor:
+    """Return log(λ·p_kNN + (1-λ)·p_model) in nats, stable for p_kNN = 0, exact for λ = 0 and λ = 1.
+
+    Where the neighbours have no opinion (NaN), the model's own stands.
+    """
+    import torch
+
+    own = log_model.cpu()
+    if weight == 0:
+        return own
+    floor = torch.finfo(own.dtype).min
+    mixed = torch.logaddexp(
+        log_neighbours.clamp(min=floor) + math.log(weight),
+        own + (math.log1p(-weight) if weight < 1 else floor),
+    )
+    return torch.where(log_neighbours.isnan(), own, mixed)
+
+
+def unit(features: Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Return features ``(N, D)`` scaled to length one, as float32 in NumPy."""
+    from torch.nn.functional import normalize
+
+    scaled: np.ndarray[Any, np.dtype[np.float32]] = normalize(features.float(), dim=-1).cpu().numpy()
+    return scaled
+
+
+def _remembered(memory: Memory | None) -> Memory:
+    if memory is None:
+        raise RetrievalError("fusion 'knn' needs the labelled corpus it was trained with. Pass it with --corpus.")
+    return memory

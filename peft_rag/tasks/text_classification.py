@@ -1,0 +1,193 @@
+"""Text classification, one label a text or several."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from typing_extensions import Self
+
+from peft_rag.errors import ConfigError, DataError
+from peft_rag.records import Record, label_field, text_field
+from peft_rag.registry import suggest
+from peft_rag.tasks.base import Example, Task
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from peft_rag.evaluation.bootstrap import Score
+
+
+@dataclass(frozen=True)
+class TextClassification(Task):
+    """One label a text, or several (multi-label) where the data has lists of labels.
+
+    The head is a linear layer over pooled last hidden states. Multi-label probabilities are C independent pairs
+    (absent, present), so that every tensor of log-probabilities sums to one over its last dimension:
+    ``(B, C)`` for one label, ``(B, C, 2)`` for several.
+
+    Attributes:
+        text_field: field of a record that holds the text.
+        label_field: field that holds the label, or a list of labels.
+        id_field: field that names a record; running numbers where it is missing.
+        pooling: ``mean`` over tokens, ``cls`` for the first, or ``last`` for the last.
+        labels: the labels, in the order of the head's outputs; taken from the training data.
+        multi_label: whether a text can have several labels; taken from the training data.
+    """
+
+    text_field: str = "text"
+    label_field: str = "label"
+    id_field: str = "id"
+    pooling: Literal["mean", "cls", "last"] = "mean"
+    labels: tuple[str, ...] = ()
+    multi_label: bool = False
+
+    def __post_init__(self) -> None:
+        if self.pooling not in ("mean", "cls", "last"):
+            raise ConfigError(f"task.pooling is '{self.pooling}'. Choose mean, cls or last.")
+
+    @property
+    def main_metric(self) -> str:
+        return "micro_f1" if self.multi_label else "accuracy"
+
+    def read(self, records: Sequence[Record], *, labelled: bool = True) -> list[Example]:
+        examples = []
+        for number, record in enumerate(records):
+            text = text_field(record, self.text_field, "--text_field")
+            labels = self._labels(record) if labelled else None
+            identity = record.fields.get(self.id_field)
+            examples.append(Example(str(number if identity is None else identity), text, labels, record.where))
+        return examples
+
+    def _labels(self, record: Record) -> tuple[str, ...]:
+        found = label_field(record, self.label_field, "--label_field", allow_empty_list=True)
+        if found.is_list and self.labels and not self.multi_label:
+            raise DataError(
+                f"{record.where}: field '{self.label_field}' is a list, but this model was trained on one label a "
+                "text. Give one label, or train on data with lists of labels."
+            )
+        return found.values
+
+    def with_labels_of(self, examples: Sequence[Example]) -> Self:
+        given = [example.labels or () for example in examples]
+        multi_label = self.multi_label or any(len(labels) != 1 for labels in given)
+        labels = tuple(sorted({label for labels in given for label in labels}))
+        if len(labels) < (1 if multi_label else 2):
+            raise DataError(
+                f"the training data has {len(labels)} distinct labels ({', '.join(labels)}) in field "
+                f"'{self.label_field}'; a classifier needs two at least. Name the field with --label_field."
+            )
+        return replace(self, labels=labels, multi_label=multi_label)
+
+    def targets(self, examples: Sequence[Example]) -> Tensor:
+        """Return class indices ``(B,)``, or 0/1 rows ``(B, C)`` when multi-label."""
+        import torch
+
+        number = {label: index for index, label in enumerate(self.labels)}
+        if not self.multi_label:
+            return torch.tensor([number[self._known(example)[0]] for example in examples], dtype=torch.long)
+        rows = torch.zeros(len(examples), len(self.labels), dtype=torch.long)
+        for row, example in enumerate(examples):
+            rows[row, [number[label] for label in self._known(example)]] = 1
+        return rows
+
+    def _known(self, example: Example) -> tuple[str, ...]:
+        labels = example.labels or ()
+        if not labels and not self.multi_label:
+            raise DataError(f"{example.where}: has no label. Add one in field '{self.label_field}', or leave it out.")
+        for label in labels:
+            if label not in self.labels:
+                raise DataError(
+                    f"{example.where}: label '{label}' does not occur in the training data "
+                    f"({len(self.labels)} labels).{suggest(label, list(self.labels))} "
+                    "Add training examples with it, or correct the record."
+                )
+        return labels
+
+    def make_head(self, hidden_size: int) -> nn.Module:
+        from torch import nn
+
+        return nn.Linear(hidden_size, len(self.labels))
+
+    def fit_head(self, head: nn.Module, features: Tensor, targets: Tensor) -> None:
+        """Fit a logistic regression (one against the rest when multi-label) and copy it into the head."""
+        import torch
+        from sklearn.linear_model import LogisticRegression
+
+        inputs, wanted = features.cpu().numpy(), targets.cpu().numpy()
+        columns = wanted.T if self.multi_label else [wanted]
+        fits = [_logistic(LogisticRegression(max_iter=1000), inputs, column) for column in columns]
+        weight = np.concatenate([fit[0] for fit in fits])
+        bias = np.concatenate([fit[1] for fit in fits])
+        if len(weight) == 1 and len(self.labels) == 2:
+            weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+        with torch.no_grad():
+            head.weight.copy_(torch.as_tensor(weight))
+            head.bias.copy_(torch.as_tensor(bias))
+
+    def features(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """Pool hidden states ``(B, T, D)`` over the tokens whose mask ``(B, T)`` is 1, into ``(B, D)``."""
+        import torch
+
+        if self.pooling == "mean":
+            weights = mask.unsqueeze(-1).to(hidden.dtype)
+            return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
+        position = mask.long().argmax(1) if self.pooling == "cls" else mask.shape[1] - 1 - mask.long().flip(1).argmax(1)
+        return hidden[torch.arange(len(hidden), device=hidden.device), position]
+
+    def log_probs(self, logits: Tensor) -> Tensor:
+        import torch
+        from torch.nn.functional import logsigmoid
+
+        logits = logits.float()
+        if self.multi_label:
+            return torch.stack([logsigmoid(-logits), logsigmoid(logits)], dim=-1)
+        return logits.log_softmax(-1)
+
+    def loss(self, log_probs: Tensor, targets: Tensor) -> Tensor:
+        return -log_probs.gather(-1, targets.unsqueeze(-1)).mean()
+
+    def vote(self, targets: Tensor) -> Tensor:
+        """Return one-hot probabilities: ``(…)`` to ``(…, C)``, or ``(…, C)`` to ``(…, C, 2)`` when multi-label."""
+        from torch.nn.functional import one_hot
+
+        return one_hot(targets, 2 if self.multi_label else len(self.labels)).float()
+
+    def evaluate(self, log_probs: Tensor, targets: Tensor, *, resamples: int = 1000, seed: int = 0) -> dict[str, Score]:
+        """Return accuracy, macro F1 and (single-label) Matthews' correlation and ECE, or (multi-label) micro F1."""
+        from peft_rag.evaluation import scores
+        from peft_rag.evaluation.bootstrap import bootstrap
+
+        references = targets.cpu().numpy()
+        predictions = log_probs.argmax(-1).cpu().numpy()
+        named: dict[str, Any] = {"accuracy": scores.accuracy, "macro_f1": scores.macro_f1}
+        named |= {"micro_f1": scores.micro_f1} if self.multi_label else {"mcc": scores.matthews_correlation}
+        result = {
+            name: bootstrap(score, predictions, references, resamples=resamples, seed=seed)
+            for name, score in named.items()
+        }
+        confidence = log_probs.amax(-1).exp().double().cpu().numpy()
+        right = (predictions == references).astype(float)
+        result["ece"] = bootstrap(scores.calibration_error, confidence, right, resamples=resamples, seed=seed)
+        return result
+
+    def decode(self, log_probs: Tensor) -> list[tuple[tuple[str, ...], float]]:
+        best, chosen = log_probs.max(-1)
+        if not self.multi_label:
+            pairs = zip(chosen.tolist(), best.tolist(), strict=True)
+            return [((self.labels[index],), math.exp(value)) for index, value in pairs]
+        return [
+            (tuple(label for label, on in zip(self.labels, row, strict=True) if on), math.exp(value))
+            for row, value in zip(chosen.tolist(), best.sum(-1).tolist(), strict=True)
+        ]
+
+
+def _logistic(model: Any, inputs: Any, wanted: Any) -> tuple[Any, Any]:
+    """Fit one logistic regression; a constant column becomes a zero weight with a confident bias."""
+    if len(np.unique(wanted)) == 1:
+        return np.zeros((1, inputs.shape[1])), np.array([6.0 if wanted[0] else -6.0])
+    model.fit(inputs, wanted)
+    return model.coef_, model.intercept_

