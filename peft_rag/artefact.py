@@ -107,7 +107,7 @@ def load(
     from safetensors.torch import load_file
 
     from peft_rag.backbone import load_backbone
-    from peft_rag.methods import AttachReport, resolve
+    from peft_rag.methods import AttachReport, quiet_peft, resolve
     from peft_rag.model import RetrievalAugmentedModel
 
     folder = locate(source, revision)
@@ -119,11 +119,10 @@ def load(
     _check_backbone(found, manifest["backbone"], allow_backbone_mismatch)
     wanted = fusion.needs_labels or fusion.neighbours_wanted > 0 or corpus is not None
     knowledge = _knowledge(manifest, task, corpus, allow_corpus_mismatch) if wanted else None
-    model = RetrievalAugmentedModel(
-        found, task, fusion, knowledge, max_length=manifest["backbone"]["max_length"]
-    )
+    model = RetrievalAugmentedModel(found, task, fusion, knowledge, max_length=manifest["backbone"]["max_length"])
     about = dict(manifest["method"])
-    model.backbone = PeftModel.from_pretrained(found.model, str(folder))
+    with quiet_peft():
+        model.backbone = PeftModel.from_pretrained(found.model, str(folder))
     model.reports["default"] = AttachReport(
         about["name"],
         "default",
@@ -133,10 +132,18 @@ def load(
     )
     state = load_file(folder / "head.safetensors")
     model.head.load_state_dict({name.removeprefix("head."): tensor for name, tensor in state.items()})
-    return model.requires_grad_(False).eval()
+    model.requires_grad_(False)
+    model.eval()
+    return model
 
 
-def publish(model: RetrievalAugmentedModel, repo_id: str, *, metrics: Mapping[str, Any] | None = None, private: bool = False) -> str:
+def publish(
+    model: RetrievalAugmentedModel,
+    repo_id: str,
+    *,
+    metrics: Mapping[str, Any] | None = None,
+    private: bool = False,
+) -> str:
     """Push the active adapter's artefact to the hub and return its address.
 
     Raises:
@@ -200,11 +207,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ArtefactError(f"'{folder}' is no artefact: {MANIFEST} is missing. Name the folder that --output made.")
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        missing = {"format", "task", "method", "fusion", "backbone", "files"} - set(manifest)
+        manifest: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise ArtefactError(f"{path} is damaged: {error}. Copy the artefact again from where it was saved.") from None
-    if missing or manifest["format"] != FORMAT or set(manifest["files"]) != set(HASHED):
+    missing = {"task", "method", "fusion", "backbone", "knowledge"} - set(manifest)
+    if missing or manifest.get("format") != FORMAT or set(manifest.get("files", ())) != set(HASHED):
         raise ArtefactError(
             f"{path} has another format (found {manifest.get('format')!r}, this version reads {FORMAT}). "
             f"Load it with the peft-rag that saved it ({manifest.get('versions', {}).get('peft-rag', 'unknown')})."

@@ -67,9 +67,7 @@ def load_backbone(name: str, *, revision: str | None = None, dtype: str = "float
         config = AutoConfig.from_pretrained(location, **where)
         model_class = AutoModel._model_mapping[type(config)]
         pooler = {"add_pooling_layer": False} if "add_pooling_layer" in _parameters(model_class) else {}
-        model = model_class.from_pretrained(
-            location, revision=revision, dtype=dtype, use_safetensors=True, **pooler
-        )
+        model = model_class.from_pretrained(location, revision=revision, dtype=dtype, use_safetensors=True, **pooler)
         tokenizer = AutoTokenizer.from_pretrained(location, use_fast=True, **where)
     return as_backbone(model, tokenizer, name)
 

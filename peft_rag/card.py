@@ -68,11 +68,13 @@ def _costs(manifest: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     lines = ["## Costs", ""]
     if "trainable_parameters" in metrics:
         lines.append(
-            f"- trained: {metrics['trainable_parameters']:,} parameters, {metrics['trainable_percent']:.2f}% of the model"
+            f"- trained: {metrics['trainable_parameters']:,} parameters, "
+            f"{metrics['trainable_percent']:.2f}% of the model"
         )
     else:
         lines.append(f"- trained in the backbone: {method['trainable_parameters']:,} parameters")
-    lines.append(f"- artefact: {metrics['artefact_bytes'] / 1000:,.0f} kB")
+    if "artefact_bytes" in metrics:
+        lines.append(f"- artefact: {metrics['artefact_bytes'] / 1000:,.0f} kB")
     if "train_seconds" in metrics:
         lines.append(
             f"- training: {metrics['train_seconds']:.0f} s, {metrics['examples_per_second']:.0f} examples/s, "

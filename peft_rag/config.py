@@ -42,7 +42,9 @@ class RunConfig:
     encoder: str = _option(DEFAULT_MODEL, "sentence encoder of the retriever: hub name or folder", "model")
     retriever: str = _option("hnsw", "retriever by name (peft-rag retrievers)", "model")
     max_length: int = _option(256, "tokens of one input at most", "model")
-    dropout: float = _option(-1.0, "dropout of backbone and head in training; below 0 as the backbone has it", "training")
+    dropout: float = _option(
+        -1.0, "dropout of backbone and head in training; below 0 as the backbone has it", "training"
+    )
     head_init: str = _option("probe", "head before training: probe (fitted to frozen features) or random", "training")
     early_stopping_patience: int = _option(0, "evaluations without improvement before stopping; 0 never", "training")
     seed: int = _option(0, "of sampling, initialisation and the order of the data", "training")
@@ -59,15 +61,15 @@ class RunConfig:
         """
         for name in ("train", "output"):
             if not getattr(self, name):
-                raise ConfigError(f"--{name} is missing. {_named(name).metadata['help'].capitalize()}.")
+                raise ConfigError(f"--{name} is missing. It names {_named(name).metadata['help']}.")
         if self.head_init not in ("probe", "random"):
             raise ConfigError(f"head_init is '{self.head_init}'. Choose probe or random.")
         if not 0 < self.validation_share < 1:
             raise ConfigError(f"validation_share is {self.validation_share}; it lies between 0 and 1.")
-        for name in ("shots", "last_layers", "early_stopping_patience"):
+        for name in ("shots", "last_layers", "early_stopping_patience", "seed"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must not be below 0.")
-        if self.dropout >= 1:
+        if not self.dropout < 1:
             raise ConfigError(f"dropout is {self.dropout}; it must be below 1.")
 
     def part_options(self, part: str) -> dict[str, Any]:
@@ -85,7 +87,7 @@ def from_mapping(settings: Mapping[str, Any], where: str = "the configuration") 
     name (``method.r``) sets one option. Names that are not ours are taken for `transformers.TrainingArguments`'.
 
     Raises:
-        ConfigError: a value has the wrong type, or a part has no name.
+        ConfigError: a value has the wrong type, or a name is unknown.
     """
     ours = {entry.name: entry for entry in fields(RunConfig) if entry.name not in ("options", "training")}
     chosen: dict[str, Any] = {}
@@ -95,12 +97,14 @@ def from_mapping(settings: Mapping[str, Any], where: str = "the configuration") 
         part, _, option = name.partition(".")
         if option:
             if part not in PARTS:
-                raise ConfigError(f"{where}: '{name}' names no part.{suggest(part, list(PARTS))} Parts: {', '.join(PARTS)}.")
-            options.setdefault(part, {})[option] = value
+                raise ConfigError(
+                    f"{where}: '{name}' names no part.{suggest(part, list(PARTS))} Parts: {', '.join(PARTS)}."
+                )
+            options.setdefault(part, {})[option] = _number(value)
         elif name in PARTS and isinstance(value, Mapping):
-            rest = dict(value)
+            rest = {key: _number(entry) for key, entry in value.items()}
             if "name" in rest:
-                chosen[name] = str(rest.pop("name"))
+                chosen[name] = _coerced(name, rest.pop("name"), ours[name].default, where)
             options[name] = rest | options.get(name, {})
         elif name in ours:
             chosen[name] = _coerced(name, value, ours[name].default, where)
@@ -121,7 +125,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"run file '{path}' does not exist. examples/ holds some to start from.") from None
-    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"run file '{path}' cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise ConfigError(f"run file '{path}' must hold names and values, e.g. 'method: lora'.")

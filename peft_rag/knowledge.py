@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_rag.corpus import Corpus, text_key
-from peft_rag.errors import ConfigError
+from peft_rag.corpus import Corpus
 from peft_rag.fusion.base import Split
-from peft_rag.registry import RETRIEVERS, load, suggest
+from peft_rag.parts import make_part
+from peft_rag.registry import RETRIEVERS, load
 from peft_rag.retrieval.base import Retriever
 from peft_rag.retrieval.cache import cache_folder
 from peft_rag.retrieval.encoder import SentenceEncoder
-from peft_rag.retrieval.neighbours import Query, precompute_neighbours
+from peft_rag.retrieval.neighbours import Query, forbidden_positions, precompute_neighbours
 
 if TYPE_CHECKING:
     from peft_rag.tasks.base import Example
@@ -45,7 +43,13 @@ class Knowledge:
     cache: Path = field(default_factory=cache_folder)
 
     def split(
-        self, examples: Sequence[Example], k: int, *, name: str, same_data: bool = False, exclude_duplicates: bool
+        self,
+        examples: Sequence[Example],
+        k: int,
+        *,
+        name: str,
+        same_data: bool = False,
+        exclude_duplicates: bool,
     ) -> Split:
         """Find k neighbours for each example, once and for all, and what each must never see.
 
@@ -57,8 +61,8 @@ class Knowledge:
             exclude_duplicates: whether documents with an example's own text are forbidden to it.
         """
         found = None
+        queries = [Query(example.id, example.text, example.group) for example in examples]
         if k:
-            queries = [Query(example.id, example.text, example.group) for example in examples]
             found = precompute_neighbours(
                 self.retriever,
                 self.corpus,
@@ -69,24 +73,10 @@ class Knowledge:
                 same_data=same_data,
                 exclude_duplicates=exclude_duplicates,
             )
-        forbidden = tuple(self._forbidden(example, same_data, exclude_duplicates) for example in examples)
+        forbidden = forbidden_positions(
+            self.corpus, queries, same_data=same_data, exclude_duplicates=exclude_duplicates
+        )
         return Split(examples, found, forbidden if any(forbidden) else ())
-
-    def _forbidden(self, example: Example, same_data: bool, exclude_duplicates: bool) -> tuple[int, ...]:
-        positions: set[int] = set()
-        if same_data:
-            positions.update(self._by_id.get(example.id, ()))
-        if exclude_duplicates:
-            positions.update(self._by_text.get(text_key(example.text), ()))
-        return tuple(sorted(positions))
-
-    @cached_property
-    def _by_text(self) -> dict[str, list[int]]:
-        return _places(text_key(document.text) for document in self.corpus)
-
-    @cached_property
-    def _by_id(self) -> dict[str, list[int]]:
-        return _places(document.id for document in self.corpus)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what an artefact must remember to know this knowledge again."""
@@ -108,21 +98,6 @@ def make_retriever(name: str, encoder: str, options: dict[str, Any] | None = Non
         UnknownRetrieverError: no retriever has that name.
         ConfigError: an option is unknown, or its value is refused.
     """
-    made = load(RETRIEVERS, name)
-    given = options or {}
-    known = [option for option in inspect.signature(made).parameters if option != "encoder"]
-    for option in given:
-        if option not in known:
-            raise ConfigError(
-                f"retriever '{name}' has no option '{option}'.{suggest(option, known)} "
-                f"Options: {', '.join(known) or 'none'} (peft-rag retrievers {name})."
-            )
-    retriever: Retriever = made(SentenceEncoder(encoder, cache=cache_folder()), **given)
+    sentences = SentenceEncoder(encoder, cache=cache_folder())
+    retriever: Retriever = make_part(load(RETRIEVERS, name), "retriever", options or {}, sentences)
     return retriever
-
-
-def _places(keys: Any) -> dict[str, list[int]]:
-    places: dict[str, list[int]] = {}
-    for position, key in enumerate(keys):
-        places.setdefault(key, []).append(position)
-    return places

@@ -15,7 +15,7 @@ from peft_rag.backbone import Backbone, check_length
 from peft_rag.errors import MethodError, RetrievalError
 from peft_rag.fusion.base import Fusion, Memory, Outputs, Split
 from peft_rag.fusion.none import NoFusion
-from peft_rag.methods import AttachReport, attach
+from peft_rag.methods import AttachReport, attach, disabled
 from peft_rag.tasks.base import Example, Task
 
 if TYPE_CHECKING:
@@ -137,7 +137,13 @@ class RetrievalAugmentedModel(nn.Module):
         return report
 
     def add_adapter(
-        self, name: str, task: Task, fusion: Fusion | None = None, *, last_layers: int | None = None, **options: Any
+        self,
+        name: str,
+        task: Task,
+        fusion: Fusion | None = None,
+        *,
+        last_layers: int | None = None,
+        **options: Any,
     ) -> AttachReport:
         """Put a second adapter of the attached method beside the first, with a task and head of its own.
 
@@ -147,9 +153,7 @@ class RetrievalAugmentedModel(nn.Module):
             why = "no method is attached yet" if not self.reports else f"an adapter '{name}' is there already"
             raise MethodError(f"cannot add adapter '{name}': {why}.")
         method = next(iter(self.reports.values())).method
-        self.backbone, report = attach(
-            self.backbone, method, adapter_name=name, last_layers=last_layers, **options
-        )
+        self.backbone, report = attach(self.backbone, method, adapter_name=name, last_layers=last_layers, **options)
         self.reports[name] = report
         self.tasks[name], self.fusions[name] = task, fusion or NoFusion()
         self.heads[name] = task.make_head(self.source.hidden_size).to(self.device)
@@ -166,7 +170,7 @@ class RetrievalAugmentedModel(nn.Module):
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
         """Use the frozen backbone as it was, inside the block; the head stays."""
-        with self.backbone.disable_adapter() if self.reports else nullcontext():
+        with disabled(self.backbone) if self.reports else nullcontext():
             yield
 
     def merge(self) -> None:
@@ -182,9 +186,9 @@ class RetrievalAugmentedModel(nn.Module):
             raise MethodError(f"method '{name}' cannot be merged into the backbone. Predict with the adapter as it is.")
         self.backbone.base_model.merge_adapter()
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
-        """Recompute activations in the backward pass instead of keeping them."""
-        self.source.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
+    def activation_checkpointing_enable(self, **options: Any) -> None:
+        """Recompute activations in the backward pass instead of keeping them; the Trainer calls this."""
+        self.source.model.activation_checkpointing_enable(**options)
         self.source.model.enable_input_require_grads()
 
     def trained_state(self) -> dict[str, Tensor]:
@@ -243,7 +247,6 @@ class RetrievalAugmentedModel(nn.Module):
                 row["labels"] = target
         return rows
 
-    @torch.no_grad()
     def outputs(
         self, split: Split, *, fusion: Fusion | None = None, batch_size: int = 64, progress: str = ""
     ) -> Outputs:
@@ -266,7 +269,8 @@ class RetrievalAugmentedModel(nn.Module):
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             batch = self.collate([{k: v for k, v in rows[place].items() if k != "labels"} for place in chosen])
-            given = self(**{name: tensor.to(self.device) for name, tensor in batch.items()})
+            with torch.no_grad():
+                given = self(**{name: tensor.to(self.device) for name, tensor in batch.items()})
             for place, one, vector in zip(chosen, given["log_probs"].cpu(), given["features"].cpu(), strict=True):
                 log_probs[place], features[place] = one, vector
             bar.update(len(chosen))
@@ -307,7 +311,12 @@ class RetrievalAugmentedModel(nn.Module):
         self._memory = None
 
     def predict(
-        self, texts: Sequence[str] | Sequence[Example], *, explain: bool = False, batch_size: int = 64, progress: str = ""
+        self,
+        texts: Sequence[str | Example],
+        *,
+        explain: bool = False,
+        batch_size: int = 64,
+        progress: str = "",
     ) -> list[Prediction]:
         """Predict the labels of texts.
 

@@ -151,9 +151,7 @@ def label_field(record: Record, name: str, flag: str, *, allow_empty_list: bool 
     if not isinstance(value, (list, tuple)):
         return Labels((_label(record, name, value),), is_list=False)
     if not value and not allow_empty_list:
-        raise DataError(
-            f"{record.where}: field '{name}' is an empty list. Remove the record or give it a label."
-        )
+        raise DataError(f"{record.where}: field '{name}' is an empty list. Remove the record or give it a label.")
     return Labels(tuple(dict.fromkeys(_label(record, name, item) for item in value)), is_list=True)
 
 
@@ -161,8 +159,7 @@ def _field(record: Record, name: str, flag: str, likely: Callable[[], str]) -> A
     if name not in record.fields:
         found = ", ".join(sorted(record.fields)) or "no field at all"
         raise DataError(
-            f"{record.where}: field '{name}' is missing (found: {found}). "
-            f"Name the field with {flag} {likely()}."
+            f"{record.where}: field '{name}' is missing (found: {found}). Name the field with {flag} {likely()}."
         )
     if record.fields[name] is None:
         raise DataError(f"{record.where}: field '{name}' is null. Remove the record or give it a value.")
@@ -192,8 +189,7 @@ def _label(record: Record, name: str, value: Any) -> str:
         return str(value)
     if not isinstance(value, str):
         raise DataError(
-            f"{record.where}: field '{name}' holds {kind_of(value)}. "
-            "A label is text, a whole number, true or false."
+            f"{record.where}: field '{name}' holds {kind_of(value)}. A label is text, a whole number, true or false."
         )
     if not value.strip():
         raise DataError(f"{record.where}: field '{name}' is empty. Remove the record or give it a label.")
@@ -239,9 +235,7 @@ def _missing(name: str, path: Path) -> DataError:
     if not folder.is_dir():
         return DataError(f"{name}: no such file, and no folder '{folder}' either. Check the path.")
     near = suggest(path.name, sorted(entry.name for entry in folder.iterdir()))
-    return DataError(
-        f"{name}: no such file in '{folder.resolve()}'.{near or ' Give the path of a file that exists.'}"
-    )
+    return DataError(f"{name}: no such file in '{folder.resolve()}'.{near or ' Give the path of a file that exists.'}")
 
 
 def _read_file(name: str, path: Path, suffix: str) -> Iterator[Record]:
@@ -276,9 +270,7 @@ def _in_memory(source: Any) -> Iterator[Record]:
     if datasets is not None and isinstance(source, (datasets.Dataset, datasets.DatasetDict)):
         return _dataset("the data set given", source, split="")
     if not isinstance(source, Sequence) or not all(isinstance(row, Mapping) for row in source):
-        raise DataError(
-            f"data in memory must be a datasets.Dataset or a list of dicts, not a {type(source).__name__}."
-        )
+        raise DataError(f"data in memory must be a datasets.Dataset or a list of dicts, not a {type(source).__name__}.")
     return _numbered(source, "the data given")
 
 
@@ -292,9 +284,7 @@ def _saved_dataset(name: str, folder: Path, split: str) -> Iterator[Record]:
     try:
         loaded = datasets.load_from_disk(str(folder))
     except Exception as error:
-        raise DataError(
-            f"{name}: the saved data set is damaged ({_first_line(error)}). Save it anew."
-        ) from None
+        raise DataError(f"{name}: the saved data set is damaged ({_first_line(error)}). Save it anew.") from None
     return _dataset(name, loaded, split)
 
 
@@ -322,8 +312,7 @@ def _dataset(name: str, loaded: Any, split: str) -> Iterator[Record]:
     if isinstance(loaded, datasets.DatasetDict):
         if (split or "train") not in loaded:
             raise DataError(
-                f"{name}: no split '{split or 'train'}' (found: {', '.join(loaded)}). "
-                "Name one as FOLDER:SPLIT."
+                f"{name}: no split '{split or 'train'}' (found: {', '.join(loaded)}). Name one as FOLDER:SPLIT."
             )
         loaded = loaded[split or "train"]
     decoders = {field: _class_names(feature) for field, feature in loaded.features.items()}

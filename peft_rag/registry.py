@@ -103,8 +103,9 @@ def load(group: Group, name: str) -> Any:
     """
     entry = _find(group, name)
     try:
+        _check_target(entry)
         return entry.load()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise BrokenPluginError(
             f"{group.noun} '{name}' of {_distribution(entry)} cannot be loaded from '{entry.value}': "
             f"{type(error).__name__}: {error}. Repair or uninstall that distribution."
@@ -151,12 +152,18 @@ def _distribution(entry: metadata.EntryPoint) -> str:
 def _describe(entry: metadata.EntryPoint) -> Plugin:
     docstring, problem = "", ""
     try:
-        docstring = _docstring(_source_file(entry.module), entry.attr)
+        _check_target(entry)
+        docstring = _docstring(_source_file(entry.module), entry.attr.partition(".")[0])
     except (OSError, SyntaxError, ValueError, ImportError) as error:
         problem = f"{type(error).__name__}: {error}"
     lines = [line.strip() for line in docstring.splitlines()]
     source = next((line.removeprefix("Source:").strip() for line in lines if line.startswith("Source:")), "")
     return Plugin(entry.name, _distribution(entry), entry.value, lines[0] if lines else "", source, problem)
+
+
+def _check_target(entry: metadata.EntryPoint) -> None:
+    if not entry.pattern.match(entry.value) or not entry.attr:
+        raise ValueError(f"'{entry.value}' names no object; an entry point looks like 'module:OBJECT'")
 
 
 def _source_file(module: str) -> Path:
@@ -176,14 +183,22 @@ def _source_file(module: str) -> Path:
 
 
 def _docstring(path: Path, attribute: str) -> str:
-    """Return the docstring of a module's class, function or documented assignment, or else of the module."""
+    """Return the docstring of a module's class, function or documented assignment, or else of the module.
+
+    Raises:
+        ImportError: nothing in the module can give the attribute.
+    """
+    if path.suffix != ".py":
+        return ""
     tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
     for statement, following in zip(tree.body, [*tree.body[1:], None], strict=True):
         if isinstance(statement, (ast.ClassDef, ast.FunctionDef)) and statement.name == attribute:
             return ast.get_docstring(statement) or ast.get_docstring(tree) or ""
         if _assigns(statement, attribute):
             return _string(following) or ast.get_docstring(tree) or ""
-    raise ImportError(f"'{path.name}' does not define '{attribute}'")
+    if not any(_may_give(node, attribute) for node in ast.walk(tree)):
+        raise ImportError(f"'{path.name}' does not define '{attribute}'")
+    return ast.get_docstring(tree) or ""
 
 
 def _assigns(statement: ast.stmt, attribute: str) -> bool:
@@ -194,6 +209,15 @@ def _assigns(statement: ast.stmt, attribute: str) -> bool:
         and isinstance(statement.target, ast.Name)
         and statement.target.id == attribute
     )
+
+
+def _may_give(node: ast.AST, attribute: str) -> bool:
+    """Say whether a node could bind a name where only running the module would tell: imported, nested or dynamic."""
+    if isinstance(node, ast.alias):
+        return (node.asname or node.name.partition(".")[0]) in (attribute, "*")
+    if isinstance(node, ast.Name):
+        return isinstance(node.ctx, ast.Store) and node.id == attribute
+    return isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name in (attribute, "__getattr__")
 
 
 def _string(statement: ast.stmt | None) -> str:

@@ -89,9 +89,7 @@ def _json_lines(name: str, text: str) -> Iterator[Row]:
                 f"Each line must be one JSON object such as {_EXAMPLE}."
             ) from None
         except (ValueError, RecursionError) as error:
-            raise DataError(
-                f"{where}: cannot be read as JSON ({str(error).split(';')[0]}). Repair the line."
-            ) from None
+            raise DataError(f"{where}: cannot be read as JSON ({str(error).split(';')[0]}). Repair the line.") from None
         if not isinstance(value, dict):
             raise DataError(
                 f"{where}: holds {kind_of(value)}, not an object. Each line must be one such as {_EXAMPLE}."
@@ -111,9 +109,7 @@ def _json_array(name: str, text: str) -> Iterator[Row]:
         raise DataError(f"{name}: cannot be read as JSON ({str(error).split(';')[0]}).") from None
     for number, value in enumerate(values, start=1):
         if not isinstance(value, dict):
-            raise DataError(
-                f"{name} row {number:,}: holds {kind_of(value)}, not an object such as {_EXAMPLE}."
-            )
+            raise DataError(f"{name} row {number:,}: holds {kind_of(value)}, not an object such as {_EXAMPLE}.")
         yield Row(number, "row", value)
 
 

@@ -60,7 +60,12 @@ class TrainingReport:
 
 
 def training_arguments(
-    output_dir: Path, learning_rate: float, settings: dict[str, Any], *, metric: str, early_stopping_patience: int
+    output_dir: Path,
+    learning_rate: float,
+    settings: dict[str, Any],
+    *,
+    metric: str,
+    early_stopping_patience: int,
 ) -> TrainingArguments:
     """Build transformers' arguments from its own names, our defaults beneath.
 
@@ -81,13 +86,16 @@ def training_arguments(
                 f"unknown option '{name}'.{suggest(name, sorted(known))} "
                 "peft-rag train --help lists the common ones; every name of transformers.TrainingArguments is taken."
             )
-    chosen = _DEFAULTS | {"learning_rate": learning_rate, "metric_for_best_model": metric} | settings
+    ours = {"learning_rate": learning_rate, "metric_for_best_model": metric, "use_cpu": not _accelerator()}
+    chosen = _DEFAULTS | ours | settings
     if chosen["eval_strategy"] == "no":
         if early_stopping_patience:
             raise ConfigError("--early_stopping_patience needs evaluation, but eval_strategy is 'no'. Set it to epoch.")
         chosen["load_best_model_at_end"] = False
     try:
-        return TrainingArguments(output_dir=str(output_dir), remove_unused_columns=False, label_names=["labels"], **chosen)
+        return TrainingArguments(
+            output_dir=str(output_dir), remove_unused_columns=False, label_names=["labels"], **chosen
+        )
     except (ValueError, TypeError) as error:
         raise ConfigError(f"transformers refuses the training options: {' '.join(str(error).split())}") from error
 
@@ -160,22 +168,41 @@ class ExamplesTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Any = None) -> Tensor:
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
-        if not math.isfinite(float(loss)):
-            raise TrainingError(
-                f"the loss is {float(loss)} at step {self.state.global_step + 1} with learning rate "
-                f"{self._get_learning_rate():.2e}. Lower --learning_rate, or set --max_grad_norm."
-            )
+        self.check_finite("the loss", float(loss))
         return loss
 
+    def check_finite(self, what: str, value: float) -> None:
+        """Raise when a number that training rests on is none."""
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"{what} is {value} at step {self.state.global_step + 1} with learning rate "
+                f"{self._get_learning_rate():.2e}. Lower --learning_rate, or set --max_grad_norm."
+            )
+
+    def evaluation_loop(self, *arguments: Any, **options: Any) -> Any:
+        """Evaluate, and stop where the loss on validation is not a number."""
+        result = super().evaluation_loop(*arguments, **options)
+        self.check_finite("the validation loss", result.metrics.get("eval_loss", 0.0))
+        return result
+
     def prediction_step(
-        self, model: nn.Module, inputs: dict[str, Tensor], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
     ) -> Any:
         return super().prediction_step(model, inputs, prediction_loss_only, ["features", *(ignore_keys or [])])
 
 
+def _accelerator() -> bool:
+    return bool(torch.cuda.is_available() or torch.backends.mps.is_available())
+
+
 def _metrics_of(model: RetrievalAugmentedModel) -> Any:
     def compute(prediction: EvalPrediction) -> dict[str, float]:
-        log_probs, targets = torch.as_tensor(prediction.predictions), torch.as_tensor(prediction.label_ids)
+        log_probs = torch.as_tensor(prediction.predictions).nan_to_num(nan=-math.inf)
+        targets = torch.as_tensor(prediction.label_ids)
         scores = model.task.evaluate(log_probs, targets, resamples=0)
         return {name: score.value for name, score in scores.items()}
 

@@ -100,7 +100,7 @@ class TunerLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         return args
 
     def change_output(self, adapter: str, args: Args, output: Any) -> Any:
-        """Return what the layer gives instead of the wrapped module's output; ``args`` is what that was computed from."""
+        """Return what the layer gives instead of the wrapped module's output, which was computed from ``args``."""
         return output
 
     def merged_parameters(self, adapter: str) -> Mapping[str, Tensor]:
@@ -184,17 +184,13 @@ class TunerLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
                 merged = dict(self.merged_parameters(adapter))
             for name, value in merged.items():
                 if safe_merge and not bool(torch.isfinite(value).all()):
-                    raise MethodError(
-                        f"adapter '{adapter}' cannot be merged: '{name}' would hold values not finite."
-                    )
+                    raise MethodError(f"adapter '{adapter}' cannot be merged: '{name}' would hold values not finite.")
             self._before_merge.append({name: self.base_layer._parameters[name] for name in merged})
             for name, value in merged.items():
                 old = self.base_layer._parameters[name]
                 same_type = value if old is None else value.to(old.dtype)
                 keep = isinstance(same_type, nn.Parameter)
-                self.base_layer._parameters[name] = (
-                    same_type if keep else nn.Parameter(same_type, requires_grad=False)
-                )
+                self.base_layer._parameters[name] = same_type if keep else nn.Parameter(same_type, requires_grad=False)
             self.merged_adapters.append(adapter)
 
     def unmerge(self) -> None:
@@ -234,9 +230,7 @@ class Tuner(BaseTuner):  # type: ignore[misc]
         if layer is not target:
             self._replace_module(parent, target_name, layer, target)
 
-    def _replace_module(
-        self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module
-    ) -> None:
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         """Put a module in another's place under every name by which the backbone reaches it."""
         new_module.train(child.training)
         for module in list(self.model.modules()):
@@ -273,9 +267,7 @@ class Tuner(BaseTuner):  # type: ignore[misc]
         beams = kwargs.get("num_beams")
         repeated = [name for name in adapter_names for _ in range(beams if isinstance(beams, int) else 1)]
         # Beam search repeats the rows, but an encoder has run before that.
-        encoder = (
-            self.model.get_encoder() if getattr(self.model.config, "is_encoder_decoder", False) else None
-        )
+        encoder = self.model.get_encoder() if getattr(self.model.config, "is_encoder_decoder", False) else None
         in_encoder = {id(module) for module in encoder.modules()} if encoder is not None else set()
         handles = [
             layer.register_forward_pre_hook(
@@ -293,9 +285,7 @@ class Tuner(BaseTuner):  # type: ignore[misc]
 
     def _check_adapter_names(self, adapter_names: Sequence[str]) -> None:
         if isinstance(adapter_names, str) or not self.mixed_batches:
-            reason = (
-                "is one name, not a list with one per row" if self.mixed_batches else "is not supported here"
-            )
+            reason = "is one name, not a list with one per row" if self.mixed_batches else "is not supported here"
             raise MethodError(
                 f"adapter_names={adapter_names!r} {reason}. Use set_adapter to run a whole batch with one."
             )

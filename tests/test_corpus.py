@@ -57,8 +57,7 @@ def test_read_takes_a_document_without_labels(label):
 def test_read_refuses_a_missing_text_naming_line_and_likely_field(tmp_path):
     path = write(tmp_path / "corpus.jsonl", {"id": 1, "text": "x"}, {"id": 2, "body": "y"})
     assert failure(path) == (
-        "corpus.jsonl line 2: field 'text' is missing (found: body, id). "
-        "Name the field with --text_field body."
+        "corpus.jsonl line 2: field 'text' is missing (found: body, id). Name the field with --text_field body."
     )
 
 
@@ -68,9 +67,7 @@ def test_read_refuses_an_empty_text(tmp_path):
 
 
 def test_read_refuses_an_id_given_twice_naming_both_lines(tmp_path):
-    path = write(
-        tmp_path / "c.jsonl", {"id": "a", "text": "x"}, {"id": "b", "text": "y"}, {"id": "a", "text": "z"}
-    )
+    path = write(tmp_path / "c.jsonl", {"id": "a", "text": "x"}, {"id": "b", "text": "y"}, {"id": "a", "text": "z"})
     assert failure(path) == "c.jsonl line 3: id 'a' is taken by c.jsonl line 1. Make the ids unique."
 
 

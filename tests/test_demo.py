@@ -113,6 +113,5 @@ def test_unknown_name_and_split_suggest_the_nearest():
     with pytest.raises(DataError) as caught:
         read_records("demo:wiki-topics/trian")
     assert str(caught.value) == (
-        "demo:wiki-topics: no split 'trian'. Did you mean 'train'? "
-        "There are: train, validation, test, corpus."
+        "demo:wiki-topics: no split 'trian'. Did you mean 'train'? There are: train, validation, test, corpus."
     )

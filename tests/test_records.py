@@ -120,13 +120,9 @@ def test_saved_dataset_is_read_with_class_names_in_place_of_numbers(here):
 def test_missing_file_suggests_the_nearest_name(here):
     write(here / "train.jsonl", "{}")
     assert failure("trian.jsonl") == (f"trian.jsonl: no such file in '{here}'. Did you mean 'train.jsonl'?")
-    assert (
-        failure("far/away.csv") == "far/away.csv: no such file, and no folder 'far' either. Check the path."
-    )
+    assert failure("far/away.csv") == "far/away.csv: no such file, and no folder 'far' either. Check the path."
     (here / "data").mkdir()
-    assert failure("data/train") == (
-        f"data/train: no such file in '{here}/data'. Give the path of a file that exists."
-    )
+    assert failure("data/train") == (f"data/train: no such file in '{here}/data'. Give the path of a file that exists.")
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "tsv", "parquet"])
@@ -154,9 +150,7 @@ def test_line_that_is_not_json_is_named_with_its_column(here):
     )
 
 
-@pytest.mark.parametrize(
-    ("line", "kind"), [("[1]", "a list"), ("3", "the int 3"), ('"x"', "text"), ("null", "null")]
-)
+@pytest.mark.parametrize(("line", "kind"), [("[1]", "a list"), ("3", "the int 3"), ('"x"', "text"), ("null", "null")])
 def test_line_that_is_no_object_is_refused(here, line, kind):
     write(here / "a.jsonl", f'{{"text": "a"}}\n{line}\n')
     assert failure("a.jsonl") == (

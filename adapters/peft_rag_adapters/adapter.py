@@ -37,9 +37,7 @@ class AdapterConfig(TunerConfig):
     reduction_factor: float = field(
         default=16, metadata={"help": "How many times narrower the bottleneck is than the layer it sits on."}
     )
-    activation: str = field(
-        default="relu", metadata={"help": "The bottleneck's activation, as transformers names it."}
-    )
+    activation: str = field(default="relu", metadata={"help": "The bottleneck's activation, as transformers names it."})
     scaling: float = field(default=1.0, metadata={"help": "What the adapter's output is multiplied by."})
 
     def __post_init__(self) -> None:
@@ -116,7 +114,8 @@ class AdapterLayer(TunerLayer):
         beside = config.variant == "parallel"
         if not beside and not isinstance(self.base_layer, nn.Linear | Conv1D):
             raise MethodError(
-                f"adapter: variant '{config.variant}' sits after linear layers, not after {type(self.base_layer).__name__}."
+                f"adapter: variant '{config.variant}' sits after linear layers, not after "
+                f"{type(self.base_layer).__name__}."
                 " Name linear modules, or use variant=parallel."
             )
         return Bottleneck(_width(self.base_layer, beside=beside, residual=self.residual is not None), config)
@@ -165,7 +164,8 @@ def choose_places(backbone: PreTrainedModel, config: AdapterConfig) -> str:
         attention = ATTENTION_OUTPUT.get(each) if config.variant == "houlsby" else []
         if feed_forward is None or attention is None:
             raise MethodError(
-                f"adapter: no defaults for variant '{config.variant}' in the architecture '{each}'. {how_to_name(backbone)}"
+                f"adapter: no defaults for variant '{config.variant}' in the architecture '{each}'. "
+                f"{how_to_name(backbone)}"
             )
         places += [feed_forward, *(rf".*\.{name}" for name in attention)]
     return "|".join(dict.fromkeys(places))
@@ -179,7 +179,7 @@ def _residual_position(module: nn.Module) -> int | None:
 
 def _width(module: nn.Module, *, beside: bool, residual: bool) -> int:
     if isinstance(module, nn.Linear):
-        return module.in_features if beside else module.out_features
+        return int(module.in_features if beside else module.out_features)
     if isinstance(module, Conv1D):
         return int(module.weight.shape[0 if beside else 1])
     inner = [child for child in module.modules() if isinstance(child, nn.Linear | Conv1D)]

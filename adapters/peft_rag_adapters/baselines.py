@@ -41,9 +41,7 @@ class FullLayer(TunerLayer):
             MethodError: several adapters are active at once; copies do not add up.
         """
         if len(adapters) > 1:
-            raise MethodError(
-                f"full: {', '.join(adapters)} cannot be active together. Choose one with set_adapter."
-            )
+            raise MethodError(f"full: {', '.join(adapters)} cannot be active together. Choose one with set_adapter.")
         module = self.weights[adapters[0]] if adapters else self.base_layer
         return module(*args, **kwargs)
 
@@ -68,9 +66,7 @@ class FullTuner(Tuner):
                 continue
             originals = layer._before_merge[0] if layer.merged else layer.base_layer._parameters
             for name, parameter in layer.weights[adapter_name].named_parameters(recurse=False):
-                layer.weights[adapter_name]._parameters[name] = copies.setdefault(
-                    id(originals[name]), parameter
-                )
+                layer.weights[adapter_name]._parameters[name] = copies.setdefault(id(originals[name]), parameter)
 
     @classmethod
     def _get_adapter_state_dict(
@@ -120,7 +116,7 @@ class HeadConfig(PeftConfig):  # type: ignore[misc]
     @property
     def target_modules(self) -> str:
         """Tell peft that no module is meant to match."""
-        return DUMMY_TARGET_MODULES
+        return str(DUMMY_TARGET_MODULES)
 
 
 class HeadLayer(TunerLayer):

@@ -24,9 +24,7 @@ class BitFitConfig(TunerConfig):
 
     type_name: ClassVar[str] = "BITFIT"
 
-    norm_scales: bool = field(
-        default=False, metadata={"help": "Train the scales of normalisation layers too."}
-    )
+    norm_scales: bool = field(default=False, metadata={"help": "Train the scales of normalisation layers too."})
     missing_biases: bool = field(
         default=False,
         metadata={"help": "Give a bias to linear and normalisation layers that were built without one."},

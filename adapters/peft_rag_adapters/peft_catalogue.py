@@ -1,168 +1,34 @@
 """Every method that peft ships beside those with a file of their own, under its peft name, with peft's own config.
 
-`shipped` makes a `Method` of peft's config; each method is then one documented assignment. Defaults are peft's; where
-a default size does not fit a backbone's dimensions, it is lowered to the nearest that does. A size the user chose is
-left alone, and peft says what is wrong with it.
+Each is one documented assignment. Defaults are peft's; where a default size does not fit a backbone's dimensions, it is
+lowered to the nearest that does. A size the user chose is left alone, and peft says what is wrong with it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import peft
-from peft import PeftConfig
-from peft.utils import (
-    TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING,
-    TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING,
-)
-from torch import nn
-from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
+from peft.utils import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
 
-from peft_rag.errors import MethodError
 from peft_rag.methods import Method
-from peft_rag.methods.targets import original_modules, unwrapped
 from peft_rag_adapters.architectures import QUERY_VALUE
-from peft_rag_adapters.bitfit import is_norm
-from peft_rag_adapters.prompt_tuning import read_sizes
-
-Sizes = list[tuple[int, int]]
-Fit = Callable[[Any, Sizes], None]
+from peft_rag_adapters.prompt_tuning import read_sizes_of_words
+from peft_rag_adapters.shipped import (
+    common_divisor,
+    feed_forward,
+    layers_from_the_top,
+    lower,
+    norms,
+    prompt,
+    shipped,
+    unavailable,
+    weights_at_most,
+    word_embeddings,
+)
 
 _ROUNDING = "the wrapped weights are decomposed and put together again, which is exact only up to rounding"
 _RANDOM_PROMPT = "the trained vectors begin at random and every position attends to them"
-
-
-def shipped(
-    config_class: type[PeftConfig],
-    *,
-    conv1d: bool = False,
-    fit: Fit | None = None,
-    targets: Mapping[str, Sequence[str] | str] = QUERY_VALUE,
-    find_targets: Callable[[PreTrainedModel, Any], Sequence[str]] | None = None,
-    mergeable: bool = True,
-    **fields: Any,
-) -> Method:
-    """Make a method of one that peft ships and that wraps linear layers.
-
-    Args:
-        config_class: peft's config.
-        conv1d: whether peft's layer can wrap GPT-2's ``Conv1D``.
-        fit: lowers default sizes that do not fit; given the config and ``(in, out)`` of each module.
-        targets: modules to wrap, by model type.
-        find_targets: names the modules where a table cannot.
-        mergeable: whether it can be folded into the backbone.
-        fields: further fields of `Method`.
-    """
-
-    def prepare(backbone: PreTrainedModel, config: Any, matched: Sequence[str]) -> None:
-        modules = [original_modules(backbone)[name] for name in matched]
-        if any(isinstance(module, Conv1D) for module in modules):
-            if not conv1d:
-                raise MethodError(
-                    f"peft's {config_class.__name__.removesuffix('Config')} wraps torch.nn.Linear only, and the "
-                    f"projections of {type(backbone).__name__} are Conv1D. Choose another method, e.g. lora or adapter."
-                )
-            if hasattr(config, "fan_in_fan_out"):
-                config.fan_in_fan_out = True
-        if fit is not None:
-            fit(config, [_size(module) for module in modules if module._parameters.get("weight") is not None])
-
-    return Method(
-        config_class=config_class,
-        target_modules=targets,
-        find_targets=find_targets,
-        prepare=prepare,
-        mergeable=mergeable,
-        **fields,
-    )
-
-
-def prompt(config_class: type[PeftConfig], **fields: Any) -> Method:
-    """Make a method of one that peft ships and that wraps no module but adds virtual tokens."""
-    return Method(config_class=config_class, prepare=fields.pop("prepare", read_sizes), **fields)
-
-
-def unavailable(config_class: type[PeftConfig], reason: str, **options: Any) -> Method:
-    """Make a method that cannot be attached here, and says why."""
-
-    def refuse(backbone: PreTrainedModel, config: Any, *_: Any) -> Any:
-        raise MethodError(f"{config_class.__name__.removesuffix('Config')} cannot be used here: {reason}")
-
-    return Method(
-        config_class=config_class,
-        find_targets=refuse,
-        prepare=refuse,
-        options=options,
-        limits={"attaching": reason},
-    )
-
-
-def lower(option: str, default: int, rule: Callable[[int, int, int], int]) -> Fit:
-    """Make a fit that lowers an option, if it is still at its default, by a rule of (value, in, out)."""
-
-    def fit(config: Any, sizes: Sizes) -> None:
-        if getattr(config, option) == default:
-            value = default
-            for width_in, width_out in sizes:
-                value = rule(value, width_in, width_out)
-            setattr(config, option, value)
-
-    return fit
-
-
-def common_divisor(value: int, width_in: int, width_out: int) -> int:
-    """Return the largest value that divides both widths."""
-    return math.gcd(value, width_in, width_out)
-
-
-def weights_at_most(value: int, width_in: int, width_out: int) -> int:
-    """Return no more than there are weights."""
-    return min(value, width_in * width_out)
-
-
-def _size(module: nn.Module) -> tuple[int, int]:
-    weight: Any = module.weight
-    if weight.ndim == 1:
-        return int(weight.shape[0]), int(weight.shape[0])
-    first, second = weight.shape[:2]
-    return (int(first), int(second)) if isinstance(module, Conv1D) else (int(second), int(first))
-
-
-def _norms(backbone: PreTrainedModel, config: Any) -> list[str]:
-    return [name for name, module in original_modules(backbone).items() if is_norm(module)]
-
-
-def _word_embeddings(backbone: PreTrainedModel, config: Any) -> list[str]:
-    if not config.token_indices:
-        raise MethodError(
-            "TrainableTokens trains the embeddings of chosen words. Set token_indices to their ids."
-        )
-    words = unwrapped(backbone.get_input_embeddings())
-    return [name for name, module in original_modules(backbone).items() if module is words]
-
-
-def _feed_forward(backbone: PreTrainedModel, config: Any, matched: Sequence[str]) -> None:
-    """Tell IA3 which modules' inputs it scales; those of feed-forward outputs, where peft knows the architecture."""
-    if config.feedforward_modules is None:
-        known = TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING.get(backbone.config.model_type, [])
-        config.feedforward_modules = {
-            name for name in matched if any(name == part or name.endswith(f".{part}") for part in known)
-        }
-        config.target_modules = set(matched)
-    if any(isinstance(module, Conv1D) for module in original_modules(backbone).values()):
-        config.fan_in_fan_out = True
-
-
-def _layers_from_the_top(backbone: PreTrainedModel, config: Any, matched: Sequence[str]) -> None:
-    known = ("llama", "mistral", "gpt2")
-    if backbone.config.model_type not in known:
-        raise MethodError(
-            f"AdaptionPrompt rewrites the attention of {', '.join(known)} only, not of '{backbone.config.model_type}'."
-        )
-    config.adapter_layers = config.adapter_layers or backbone.config.num_hidden_layers
 
 
 ADALORA = shipped(
@@ -185,7 +51,7 @@ Source: AdaMSS (Adaptive Multi-Subspaces), as implemented in peft.
 """
 
 ADAPTION_PROMPT = Method(
-    config_class=peft.AdaptionPromptConfig, options={"adapter_len": 10}, prepare=_layers_from_the_top
+    config_class=peft.AdaptionPromptConfig, options={"adapter_len": 10}, prepare=layers_from_the_top
 )
 """Gated prompts that attention reads in the top layers (LLaMA-Adapter).
 
@@ -210,9 +76,7 @@ C3A = shipped(peft.C3AConfig, options={"init_weights": True}, fit=lower("block_s
 Source: arXiv:2407.19342.
 """
 
-CARTRIDGE = prompt(
-    peft.tuners.CartridgeConfig, options={"num_virtual_tokens": 20}, changes_output=_RANDOM_PROMPT
-)
+CARTRIDGE = prompt(peft.tuners.CartridgeConfig, options={"num_virtual_tokens": 20}, changes_output=_RANDOM_PROMPT)
 """A trained key-value cache in front of the input.
 
 Source: Eyuboglu et al. 2025, arXiv:2506.06266.
@@ -296,7 +160,7 @@ Source: Yuan et al. 2024, arXiv:2405.17484.
 IA3 = Method(
     config_class=peft.IA3Config,
     target_modules={**QUERY_VALUE, **TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING},
-    prepare=_feed_forward,
+    prepare=feed_forward,
     learning_rate=5e-3,
     mergeable=True,
 )
@@ -311,7 +175,7 @@ LILY = shipped(peft.tuners.LilyConfig, mergeable=False)
 Source: Zhong et al. 2024, arXiv:2407.09946.
 """
 
-LN_TUNING = shipped(peft.LNTuningConfig, find_targets=_norms)
+LN_TUNING = shipped(peft.LNTuningConfig, find_targets=norms)
 """Train the normalisation layers and nothing else.
 
 Source: Zhao et al. 2023, arXiv:2312.11420.
@@ -361,7 +225,12 @@ OSF = shipped(
 Source: Nayak et al. 2025, arXiv:2504.07097.
 """
 
-P_TUNING = prompt(peft.PromptEncoderConfig, options={"num_virtual_tokens": 20}, changes_output=_RANDOM_PROMPT)
+P_TUNING = prompt(
+    peft.PromptEncoderConfig,
+    options={"num_virtual_tokens": 20},
+    changes_output=_RANDOM_PROMPT,
+    prepare=read_sizes_of_words,
+)
 """Virtual tokens made by a small trained network.
 
 Source: Liu et al. 2021, arXiv:2103.10385.
@@ -382,9 +251,7 @@ POLY = unavailable(
 Source: Ponti et al. 2022, arXiv:2202.13914.
 """
 
-PREFIX_TUNING = prompt(
-    peft.PrefixTuningConfig, options={"num_virtual_tokens": 20}, changes_output=_RANDOM_PROMPT
-)
+PREFIX_TUNING = prompt(peft.PrefixTuningConfig, options={"num_virtual_tokens": 20}, changes_output=_RANDOM_PROMPT)
 """Trained keys and values in front of every attention layer's own.
 
 Source: Li and Liang 2021, arXiv:2101.00190.
@@ -444,7 +311,7 @@ Source: arXiv:2602.04118.
 
 TRAINABLE_TOKENS = shipped(
     peft.TrainableTokensConfig,
-    find_targets=_word_embeddings,
+    find_targets=word_embeddings,
     limits={"several adapters": "peft cannot add a second where output and input embeddings are tied"},
 )
 """Train the embeddings of chosen words.

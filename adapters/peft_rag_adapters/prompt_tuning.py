@@ -26,12 +26,19 @@ def read_sizes(backbone: PreTrainedModel, config: Any, matched: Sequence[str]) -
     config.num_attention_heads = config.num_attention_heads or sizes.num_attention_heads
 
 
+def read_sizes_of_words(backbone: PreTrainedModel, config: Any, matched: Sequence[str]) -> None:
+    """Make virtual tokens as wide as words, which ALBERT and ELECTRA embed in fewer dimensions than they compute in."""
+    if config.token_dim is None:
+        config.token_dim = backbone.get_input_embeddings().weight.shape[1]
+    read_sizes(backbone, config, matched)
+
+
 METHOD = Method(
     config_class=PromptTuningConfig,
     options={"num_virtual_tokens": 20, "prompt_tuning_init": PromptTuningInit.SAMPLE_VOCAB},
     learning_rate=3e-2,
     changes_output="every position attends to the virtual tokens, which begin as embeddings of random words",
-    prepare=read_sizes,
+    prepare=read_sizes_of_words,
 )
 """Trained vectors before the embedded input; no module of the backbone is wrapped.
 

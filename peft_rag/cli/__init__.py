@@ -1,4 +1,4 @@
-"""The command line: one command a file. A user's mistake is one line and exit status 2; a fault of ours, a traceback and 1."""
+"""The command line, one command a file. A user's mistake: one line, status 2; a fault of ours: a traceback, status 1."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from peft_rag.cli.flags import refuse
-from peft_rag.cli.predict import add_artefact_options, load_artefact
+from peft_rag.cli.predict import add_artefact_options, given_fields, load_artefact
 
 
 def add_to(commands: Any) -> None:
@@ -20,23 +20,26 @@ def add_to(commands: Any) -> None:
         allow_abbrev=False,
     )
     add_artefact_options(parser)
-    parser.add_argument("--data", required=True, help="labelled data: .jsonl, .csv, .tsv, .parquet, demo:NAME/SPLIT or hub id")
+    parser.add_argument(
+        "--data", required=True, help="labelled data: .jsonl, .csv, .tsv, .parquet, demo:NAME/SPLIT or hub id"
+    )
     parser.add_argument("--label-field", "--label_field", help="field that holds the label, if not as in training")
     parser.add_argument("--output", help="write the scores here as JSON too")
     parser.set_defaults(run=_run)
 
 
 def _run(known: argparse.Namespace, rest: Sequence[str]) -> None:
-    from dataclasses import replace
-
     from peft_rag.files import write_json
+    from peft_rag.parts import make_part
     from peft_rag.records import read_records
 
-    refuse(rest, ["--data", "--corpus", "--backbone", "--text-field", "--label-field", "--output", "--batch-size"])
+    refuse(
+        rest,
+        ["--data", "--corpus", "--backbone", "--text-field", "--label-field", "--output", "--batch-size"],
+    )
     records = read_records(known.data)
     model = load_artefact(known)
-    names = {"text_field": known.text_field, "label_field": known.label_field}
-    task = replace(model.task, **{name: value for name, value in names.items() if value})
+    task = make_part(type(model.task), "task", model.task.to_dict() | given_fields(known))
     scores = model.evaluate(task.read(records), batch_size=known.batch_size, progress="evaluating")
     print(f"in percent on {len(records):,} examples of {known.data}, 95% bootstrap intervals in brackets")
     for name, score in scores.items():

@@ -54,7 +54,10 @@ def _show(group: Group, name: str) -> None:
     if not options:
         print("no options")
     part = group.command.removesuffix("s")
-    for line in _columns(("option", "type", "default", "meaning"), [(f"--{part}.{option[0]}", *option[1:]) for option in options]):
+    for line in _columns(
+        ("option", "type", "default", "meaning"),
+        [(f"--{part}.{option[0]}", *option[1:]) for option in options],
+    ):
         print(line)
 
 
@@ -77,7 +80,12 @@ def _options(plugin: Any) -> Iterable[tuple[str, str, str, str]]:
     meanings |= _attributes(inspect.getdoc(plugin.__init__) or "")
     for parameter in inspect.signature(plugin).parameters.values():
         if parameter.name != "encoder":
-            yield parameter.name, str(parameter.annotation), repr(parameter.default), meanings.get(parameter.name, "")
+            yield (
+                parameter.name,
+                str(parameter.annotation),
+                repr(parameter.default),
+                meanings.get(parameter.name, ""),
+            )
 
 
 def _attributes(docstring: str) -> dict[str, str]:
@@ -105,4 +113,3 @@ def _columns(header: Sequence[str], rows: Sequence[Sequence[str]], widest: int =
     widths = [min(max(len(row[column]) for row in cells), widest) for column in range(len(header))]
     for row in cells:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-

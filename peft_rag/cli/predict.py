@@ -20,8 +20,18 @@ def add_artefact_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("artefact", help="folder that peft-rag train made, or a hub id")
     parser.add_argument("--corpus", help="where the corpus lies now, if not where it lay in training")
     parser.add_argument("--backbone", help="where the backbone lies now, if not as it was named in training")
-    parser.add_argument("--allow-backbone-mismatch", "--allow_backbone_mismatch", action="store_true", help="load on another backbone all the same")
-    parser.add_argument("--allow-corpus-mismatch", "--allow_corpus_mismatch", action="store_true", help="retrieve from another corpus all the same")
+    parser.add_argument(
+        "--allow-backbone-mismatch",
+        "--allow_backbone_mismatch",
+        action="store_true",
+        help="load on another backbone all the same",
+    )
+    parser.add_argument(
+        "--allow-corpus-mismatch",
+        "--allow_corpus_mismatch",
+        action="store_true",
+        help="retrieve from another corpus all the same",
+    )
     parser.add_argument("--text-field", "--text_field", help="field that holds the text, if not as in training")
     parser.add_argument("--batch-size", "--batch_size", type=int, default=64, help="texts run at once (64)")
 
@@ -42,6 +52,12 @@ def load_artefact(known: argparse.Namespace) -> RetrievalAugmentedModel:
     )
 
 
+def given_fields(known: argparse.Namespace) -> dict[str, str]:
+    """Return the field names that flags gave."""
+    names = ("text_field", "label_field")
+    return {name: value for name in names if (value := getattr(known, name, None))}
+
+
 def add_to(commands: Any) -> None:
     """Add the command."""
     parser = commands.add_parser(
@@ -51,17 +67,20 @@ def add_to(commands: Any) -> None:
         allow_abbrev=False,
     )
     add_artefact_options(parser)
-    parser.add_argument("data", help="texts: .jsonl, .csv, .tsv, .parquet; '-' reads one text a line from standard input")
-    parser.add_argument("--explain", action="store_true", help="show each prediction's neighbours with scores and weights")
+    parser.add_argument(
+        "data", help="texts: .jsonl, .csv, .tsv, .parquet; '-' reads one text a line from standard input"
+    )
+    parser.add_argument(
+        "--explain", action="store_true", help="show each prediction's neighbours with scores and weights"
+    )
     parser.add_argument("--output", help="write JSON Lines here instead; the file must not exist")
     parser.set_defaults(run=_run)
 
 
 def _run(known: argparse.Namespace, rest: Sequence[str]) -> None:
-    from dataclasses import replace
-
     from peft_rag.errors import ArtefactError
     from peft_rag.files import write_text
+    from peft_rag.parts import make_part
     from peft_rag.records import read_records
 
     refuse(rest, ["--explain", "--output", "--corpus", "--backbone", "--text-field", "--batch-size"])
@@ -69,7 +88,7 @@ def _run(known: argparse.Namespace, rest: Sequence[str]) -> None:
         raise ArtefactError(f"'{known.output}' exists already. Name another file with --output.")
     records = None if known.data == "-" else read_records(known.data)
     model = load_artefact(known)
-    task = replace(model.task, text_field=known.text_field) if known.text_field else model.task
+    task = make_part(type(model.task), "task", model.task.to_dict() | given_fields(known))
     texts: Sequence[Any] = (
         [line.rstrip("\n") for line in sys.stdin if line.strip()]
         if records is None

@@ -21,7 +21,7 @@ _COMMON = {
     "warmup_steps": "steps, or a share of them below 1 (0.1)",
     "label_smoothing_factor": "(0)",
     "bf16, fp16": "mixed precision",
-    "gradient_checkpointing": "less memory, more time",
+    "activation_checkpointing": "less memory, more time (gradient checkpointing)",
     "eval_strategy": "when to look at validation: epoch, steps, no",
     "use_cpu": "leave the accelerator alone",
 }
@@ -56,12 +56,13 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         if "help" not in entry.metadata:
             continue
         title = entry.metadata["group"]
-        group = groups.setdefault(title, parser.add_argument_group(title) if title not in groups else None)
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
         default = "" if entry.default in ("", False) else f" ({entry.default})"
         text = (entry.metadata["help"] + default).replace("%", "%%")
         flags = sorted({f"--{entry.name}", f"--{entry.name.replace('_', '-')}"}, reverse=True)
         switch: dict[str, Any] = {"nargs": "?", "const": "true"} if isinstance(entry.default, bool) else {}
-        group.add_argument(*flags, default=argparse.SUPPRESS, metavar="VALUE", help=text, **switch)
+        groups[title].add_argument(*flags, default=argparse.SUPPRESS, metavar="VALUE", help=text, **switch)
 
 
 def run(words: Sequence[str]) -> None:

@@ -56,7 +56,9 @@ def bootstrap(
     """
     lengths = {len(array) for array in arrays}
     if len(lengths) != 1 or lengths == {0}:
-        raise ValueError(f"bootstrap needs arrays of one length over at least one example, got lengths {sorted(lengths)}")
+        raise ValueError(
+            f"bootstrap needs arrays of one length over at least one example, got lengths {sorted(lengths)}"
+        )
     size = lengths.pop()
     value = float(statistic(*arrays))
     if not resamples:

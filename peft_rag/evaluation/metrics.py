@@ -1,7 +1,7 @@
 """`evaluate.Metric` modules shipped with the package, so that measuring never asks a hub.
 
-Each has two configurations: ``default`` for class indices and ``multilabel`` for rows of 0/1 per label. They keep what
-they are given in memory and write no cache file.
+Their configurations are ``default`` for class indices and, where the score knows it, ``multilabel`` for rows of 0/1 per
+label. They keep what they are given in memory and write no cache file.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import datasets
 import evaluate
 import numpy as np
 
+from peft_rag.errors import ConfigError
 from peft_rag.evaluation import scores
 from peft_rag.evaluation.scores import IntArray
 
@@ -24,8 +25,13 @@ class ClassificationMetric(evaluate.Metric):
     key: str
     meaning: str
     source: str = ""
+    configurations: tuple[str, ...] = ("default", "multilabel")
 
     def __init__(self, config_name: str = "default", **options: Any) -> None:
+        if config_name not in self.configurations:
+            raise ConfigError(
+                f"metric '{self.key}' has no configuration '{config_name}'. Choose {' or '.join(self.configurations)}."
+            )
         super().__init__(config_name=config_name, keep_in_memory=True, **options)
 
     def _info(self) -> evaluate.MetricInfo:
@@ -72,4 +78,5 @@ class MatthewsCorrelation(ClassificationMetric):
     score = staticmethod(scores.matthews_correlation)
     key = "matthews_correlation"
     meaning = "Matthews' correlation for several classes, in [-1, 1]."
+    configurations = ("default",)
     source = "Gorodkin 2004, doi:10.1016/j.compbiolchem.2004.09.006"

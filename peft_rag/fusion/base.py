@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +46,7 @@ class Split:
 
     examples: Sequence[Example]
     neighbours: Neighbours | None = None
-    forbidden: Sequence[Sequence[int]] = field(default_factory=tuple)
+    forbidden: Sequence[Collection[int]] = field(default_factory=tuple)
 
     def __len__(self) -> int:
         return len(self.examples)

@@ -57,9 +57,10 @@ class ConcatFusion(Fusion):
         if corpus is None or split.neighbours is None:
             raise RetrievalError("fusion 'concat' was given no neighbours. Pass the corpus it was trained with.")
         passages = self._passages(tokenizer, corpus)
+        joining = tokenizer.num_special_tokens_to_add(pair=True) - tokenizer.num_special_tokens_to_add(pair=False)
         for row, features in enumerate(alone):
             positions = [position for position, _ in split.neighbours.row(row)[: self.k]]
-            room = max_length - len(features["input_ids"]) - 1
+            room = max_length - len(features["input_ids"]) - joining
             chosen = _that_fit([passages(position) for position in positions], room)
             if chosen:
                 alone[row] = _paired(tokenizer, split.examples[row].text, chosen, max_length)
@@ -88,7 +89,8 @@ class ConcatFusion(Fusion):
             max_length=self.passage_tokens,
             return_offsets_mapping=True,
         )
-        return text[: encoded["offset_mapping"][-1][1]], len(encoded["input_ids"])
+        tokens = len(encoded["input_ids"])
+        return (text[: encoded["offset_mapping"][-1][1]], tokens) if tokens else ("", 0)
 
     def shown(self, outputs: Outputs, split: Split, memory: Memory | None) -> list[list[Shown]]:
         """Return the retrieved neighbours; reading them jointly gives none of them a weight of its own."""
@@ -99,12 +101,15 @@ class ConcatFusion(Fusion):
 
 
 def _that_fit(passages: Sequence[tuple[str, int]], room: int) -> list[str]:
-    """Return the closest passages whose tokens fit into the room; the first that does not ends the list."""
+    """Return the closest passages whose tokens fit into the room; the first that does not ends the list.
+
+    A passage of nothing but characters that the tokenizer drops has no tokens, and is left out.
+    """
     chosen: list[str] = []
     for text, tokens in passages:
         if tokens > room:
             break
-        chosen.append(text)
+        chosen += [text] if tokens else []
         room -= tokens
     return chosen
 

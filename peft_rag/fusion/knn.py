@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _KS = (1, 2, 4, 8, 16, 32, 64)
 _TEMPERATURES = (0.01, 0.02, 0.05, 0.1, 0.2)
 _WEIGHTS = tuple(step / 20 for step in range(21))
+_LEAST_LOG_PROB = -100.0
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,11 @@ class KnnFusion(Fusion):
         return mix(outputs.log_probs, votes, self.weight)
 
     def fit(self, outputs: Outputs, split: Split, memory: Memory | None, task: Task, targets: Tensor) -> Self:
-        """Choose k, T and λ for the highest mean log-likelihood of the validation targets."""
+        """Choose k, T and λ for the highest mean log-likelihood of the validation targets.
+
+        A log-probability counts as -100 at least, as in torch's binary cross-entropy: where λ = 1 is given, a target
+        that no neighbour votes for must not make every choice equally bad.
+        """
         ks = [self.k] if self.k else [k for k in _KS if k <= len(_remembered(memory).targets)]
         temperatures = [self.temperature] if self.temperature else _TEMPERATURES
         weights = [self.weight] if self.weight is not None else _WEIGHTS
@@ -93,7 +98,8 @@ class KnnFusion(Fusion):
         for k, temperature in itertools.product(ks, temperatures):
             votes = neighbour_log_probs(found.head(k), _remembered(memory), task, temperature)
             for weight in weights:
-                loss = float(task.loss(mix(outputs.log_probs, votes, weight), targets))
+                mixed = mix(outputs.log_probs, votes, weight).clamp(min=_LEAST_LOG_PROB)
+                loss = float(task.loss(mixed, targets))
                 if loss < best:
                     best, chosen = loss, replace(self, k=k, temperature=temperature, weight=weight)
         return chosen

@@ -22,7 +22,7 @@ from peft_rag.methods.audit import audit_frozen
 from peft_rag.methods.method import Method, register, resolve
 from peft_rag.methods.noise import quiet_peft
 from peft_rag.methods.options import _one_line, build_config
-from peft_rag.methods.targets import choose_targets
+from peft_rag.methods.targets import choose_targets, original_modules
 
 _RESERVED = "__base__"
 
@@ -104,6 +104,8 @@ def attach(
         if method.prepare is not None:
             method.prepare(plain, config, matched)
         model = _inject(backbone, config, adapter_name, name)
+        if any(path.split(".").count(adapter_name) > 1 for path, _ in model.named_parameters()):
+            raise ConfigError(f"adapter name '{adapter_name}' is also the name of a part of '{name}'. Choose another.")
         audit = audit_frozen(model)
     return model, AttachReport(
         method=name,
@@ -150,9 +152,7 @@ def unchanged_on_error(model: nn.Module) -> Iterator[None]:
         raise
 
 
-def _inject(
-    backbone: PreTrainedModel | PeftModel, config: PeftConfig, adapter_name: str, name: str
-) -> PeftModel:
+def _inject(backbone: PreTrainedModel | PeftModel, config: PeftConfig, adapter_name: str, name: str) -> PeftModel:
     try:
         if not isinstance(backbone, PeftModel):
             with quiet_peft():
@@ -172,6 +172,11 @@ def _check_adapter_name(
     adapter_name: str, backbone: PreTrainedModel | PeftModel, plain: nn.Module, prefix: str | None
 ) -> None:
     """Refuse names that peft would confuse with modules or weights when it saves and loads by name."""
+    if not isinstance(backbone, PeftModel) and any(isinstance(m, BaseTunerLayer) for m in plain.modules()):
+        raise MethodError(
+            f"this {type(plain).__name__} already carries an adapter. Pass the PeftModel that holds it, "
+            "or a fresh backbone."
+        )
     problem = ""
     if not adapter_name or "." in adapter_name or "/" in adapter_name or adapter_name == _RESERVED:
         problem = f"must be a word without '.' or '/', and not {_RESERVED}"
@@ -179,14 +184,10 @@ def _check_adapter_name(
         problem = f"is taken; adapters here: {', '.join(backbone.peft_config)}"
     elif prefix and adapter_name in prefix:
         problem = f"is part of '{prefix}', with which the names of this method's weights start"
-    elif any(adapter_name in module.split(".") for module, _ in plain.named_modules()):
+    elif any(adapter_name in module.split(".") for module in original_modules(plain)):
         problem = "is the name of a module of the backbone"
     if problem:
         raise ConfigError(f"adapter name '{adapter_name}' {problem}. Choose another.")
-    if not isinstance(backbone, PeftModel) and any(isinstance(m, BaseTunerLayer) for m in plain.modules()):
-        raise MethodError(
-            f"this {type(plain).__name__} already carries an adapter. Pass the PeftModel that holds it, or a fresh backbone."
-        )
 
 
 def _matched(model: PeftModel, config: Any, adapter_name: str) -> tuple[str, ...]:
@@ -199,4 +200,4 @@ def _matched(model: PeftModel, config: Any, adapter_name: str) -> tuple[str, ...
         if isinstance(module, BaseTunerLayer) and adapter_name in module._get_available_adapters()
     ]
     elsewhere = [name for name, module in modules.items() if type(module).__module__.startswith("peft.tuners.")]
-    return tuple(wrapped or getattr(model.base_model, "targeted_module_names", ()) or elsewhere)
+    return tuple(wrapped or getattr(model.base_model, "targeted_module_names", []) or elsewhere)

@@ -80,9 +80,7 @@ def _wrapped_child(module: nn.Module) -> str | None:
         return "original_module"
     if isinstance(module, PeftModel):
         return "base_model"
-    if isinstance(module, BaseTuner) or (
-        type(module).__module__.startswith("peft.") and "model" in module._modules
-    ):
+    if isinstance(module, BaseTuner) or (type(module).__module__.startswith("peft.") and "model" in module._modules):
         return "model"
     return None
 

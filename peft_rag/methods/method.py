@@ -48,9 +48,7 @@ class Method:
     @property
     def peft_type(self) -> str:
         """The name under which peft knows it, as ``adapter_config.json`` has it."""
-        known = next(
-            (key for key, value in PEFT_TYPE_TO_CONFIG_MAPPING.items() if value is self.config_class), None
-        )
+        known = next((key for key, value in PEFT_TYPE_TO_CONFIG_MAPPING.items() if value is self.config_class), None)
         value = known if known is not None else self.config_class().peft_type
         return str(getattr(value, "value", value))
 

@@ -93,7 +93,7 @@ def describe_type(hint: Any) -> str:
     """Write a type as a user would.
 
     >>> describe_type(Union[int, None]), describe_type(Literal["none", "all"]), describe_type(list[str])
-    ("int | none", "'none' | 'all'", 'list of str')
+    ('int | none', "'none' | 'all'", 'list of str')
     """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (Union, types.UnionType):
@@ -158,11 +158,7 @@ def _coerce_plain(value: Any, hint: Any) -> Any:
 def _coerce_union(value: Any, hints: tuple[Any, ...]) -> Any:
     """Try every member; text for a list of names is a list if it names, and stays text if it is an expression."""
     if isinstance(value, str) and any(typing.get_origin(hint) is list for hint in hints) and str in hints:
-        return (
-            [name.strip() for name in value.split(",")]
-            if _NAMES.fullmatch(value) and value not in _KEPT
-            else value
-        )
+        return [name.strip() for name in value.split(",")] if _NAMES.fullmatch(value) and value not in _KEPT else value
     numbers_first = sorted(hints, key=lambda hint: (hint is not type(None), hint is str, hint is float))
     for hint in numbers_first:
         try:

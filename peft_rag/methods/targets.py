@@ -59,7 +59,7 @@ def wraps_modules(config: Any) -> bool:
     """Tell whether a method with this config replaces modules of the backbone."""
     if config.is_prompt_learning or config.is_adaption_prompt:
         return False
-    return getattr(config, "target_modules", DUMMY_TARGET_MODULES) != DUMMY_TARGET_MODULES
+    return bool(getattr(config, "target_modules", DUMMY_TARGET_MODULES) != DUMMY_TARGET_MODULES)
 
 
 def default_targets(method: Method, backbone: PreTrainedModel) -> str | set[str] | None:
@@ -147,9 +147,7 @@ def is_in_last_layers(name: str, stacks: dict[str, int], last_layers: int) -> bo
     return False
 
 
-def _narrow(
-    backbone: PreTrainedModel, config: Any, *, keep_pooler: bool, last_layers: int | None
-) -> list[str]:
+def _narrow(backbone: PreTrainedModel, config: Any, *, keep_pooler: bool, last_layers: int | None) -> list[str]:
     """Replace target_modules by full names where the pooler or earlier layers must stay out."""
     if config.target_modules == _ALL_LINEAR:
         config.target_modules = set(linear_modules(backbone))

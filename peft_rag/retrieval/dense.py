@@ -67,9 +67,7 @@ class DenseRetriever(Retriever):
 
     def _require_index(self) -> NDArray[np.float32]:
         if self._vectors is None:
-            raise RetrievalError(
-                f"the retriever '{self.name}' has no index yet. Call index(corpus) or load(folder)."
-            )
+            raise RetrievalError(f"the retriever '{self.name}' has no index yet. Call index(corpus) or load(folder).")
         return self._vectors
 
     def encoder_fingerprint(self) -> str:

@@ -109,9 +109,7 @@ class SentenceEncoder:
             return self._encode(texts, progress)
         about = {"format": _FORMAT, "encoder": self.fingerprint, "texts": sha256_of_json(list(texts))}
         folder = self.cache / "embeddings" / sha256_of_json(about).removeprefix("sha256:")
-        kept = cached_arrays(
-            folder, {**about, "name": self.name}, lambda: {"vectors": self._encode(texts, progress)}
-        )
+        kept = cached_arrays(folder, {**about, "name": self.name}, lambda: {"vectors": self._encode(texts, progress)})
         return kept["vectors"]
 
     def _encode(self, texts: Sequence[str], progress: str | None) -> NDArray[np.float32]:
@@ -137,7 +135,5 @@ def _limit(model: Any, name: str, max_length: int) -> None:
     """Cut texts after ``max_length`` tokens, if the model has so many positions."""
     most = getattr(model[0].config, "max_position_embeddings", None) or max_length
     if not 1 <= max_length <= most:
-        raise ConfigError(
-            f"max_length of the encoder '{name}' must be from 1 to {most}, but is {max_length}."
-        )
+        raise ConfigError(f"max_length of the encoder '{name}' must be from 1 to {most}, but is {max_length}.")
     model.max_seq_length = max_length

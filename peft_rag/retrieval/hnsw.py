@@ -139,9 +139,7 @@ class HnswIndex:
             RetrievalError: the folder holds no index, or a damaged one.
         """
         manifest = read_manifest(folder)
-        return cls.open_graph(
-            folder / GRAPH, load_array(folder / VECTORS), HnswOptions(**manifest["options"])
-        )
+        return cls.open_graph(folder / GRAPH, load_array(folder / VECTORS), HnswOptions(**manifest["options"]))
 
     @classmethod
     def open_graph(cls, path: Path, vectors: NDArray[np.float32], options: HnswOptions) -> HnswIndex:

@@ -36,9 +36,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     if not path.is_file():
-        raise RetrievalError(
-            f"'{folder}' holds no index (no {MANIFEST}). Name a folder that an index was saved in."
-        )
+        raise RetrievalError(f"'{folder}' holds no index (no {MANIFEST}). Name a folder that an index was saved in.")
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         expected = content.pop("manifest")

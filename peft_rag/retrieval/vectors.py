@@ -164,9 +164,7 @@ def check_k(k: int) -> None:
 def check_exclude(exclude: Sequence[Collection[int]] | None, queries: int) -> None:
     """Raise `ShapeError` unless there is one set of excluded positions a query."""
     if exclude is not None and len(exclude) != queries:
-        raise ShapeError(
-            f"exclude must have one entry a query, but has {len(exclude)} for {queries} queries."
-        )
+        raise ShapeError(f"exclude must have one entry a query, but has {len(exclude)} for {queries} queries.")
 
 
 def _candidates(

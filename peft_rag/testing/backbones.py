@@ -44,9 +44,7 @@ def _roberta() -> PreTrainedModel:
 
 
 def _distilbert() -> PreTrainedModel:
-    return hf.DistilBertModel(
-        hf.DistilBertConfig(vocab_size=_VOCABULARY, dim=32, n_layers=2, n_heads=2, hidden_dim=64)
-    )
+    return hf.DistilBertModel(hf.DistilBertConfig(vocab_size=_VOCABULARY, dim=32, n_layers=2, n_heads=2, hidden_dim=64))
 
 
 def _gpt2() -> PreTrainedModel:
@@ -84,9 +82,7 @@ def _t5() -> PreTrainedModel:
 
 
 def _encoder_decoder() -> PreTrainedModel:
-    config = hf.EncoderDecoderConfig.from_encoder_decoder_configs(
-        hf.BertConfig(**_ENCODER), hf.BertConfig(**_ENCODER)
-    )
+    config = hf.EncoderDecoderConfig.from_encoder_decoder_configs(hf.BertConfig(**_ENCODER), hf.BertConfig(**_ENCODER))
     config.decoder_start_token_id = 1
     config.pad_token_id = 0
     return hf.EncoderDecoderModel(config=config)

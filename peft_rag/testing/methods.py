@@ -67,9 +67,7 @@ class MethodCheck:
     def __str__(self) -> str:
         """Say it in a few lines."""
         lines = [str(self.attached), *(f"  holds: {name}" for name in self.checked)]
-        return "\n".join(
-            [*lines, *(f"  not asked: {name} ({reason})" for name, reason in self.skipped.items())]
-        )
+        return "\n".join([*lines, *(f"  not asked: {name} ({reason})" for name, reason in self.skipped.items())])
 
 
 @dataclass
@@ -159,38 +157,38 @@ def example_inputs(backbone: PreTrainedModel) -> dict[str, Tensor]:
     ids = torch.randint(3, vocabulary, (_ROWS, _LENGTH), generator=generator)
     inputs = {"input_ids": ids, "attention_mask": mask}
     if getattr(backbone.config, "is_encoder_decoder", False):
-        inputs["decoder_input_ids"] = torch.randint(
-            3, vocabulary, (_ROWS, _TARGET_LENGTH), generator=generator
-        )
+        inputs["decoder_input_ids"] = torch.randint(3, vocabulary, (_ROWS, _TARGET_LENGTH), generator=generator)
     return inputs
 
 
-def _check_untouched(
-    case: _Case, backbone: PreTrainedModel, inputs: dict[str, Tensor], plain: Tensor
-) -> None:
+def _check_untouched(case: _Case, backbone: PreTrainedModel, inputs: dict[str, Tensor], plain: Tensor) -> None:
     with case.property(UNTOUCHED):
         before = _state(backbone)
         _expect_refusal(case, backbone, ConfigError, {"no_such_option_exists": 1})
-        if any(
-            option.name == "target_modules" and "list" in option.type
-            for option in method_options(case.method)
-        ):
+        if any(option.name == "target_modules" and "list" in option.type for option in method_options(case.method)):
             _expect_refusal(case, backbone, MethodError, {"target_modules": ["no_such_module_exists"]})
-        with _failing_midway(case.method) as can_fail:
-            if can_fail:
-                _expect_refusal(case, backbone, MethodError, {})
         if _state(backbone) != before or not torch.equal(_output(backbone, inputs), plain):
             raise ConformanceError(f"{UNTOUCHED}: modules, weights, flags or outputs differ afterwards.")
+        half_done = case.make_backbone()
+        before = _state(half_done)
+        if _fails_midway(case, half_done) and _state(half_done) != before:
+            raise ConformanceError(f"{UNTOUCHED}: modules, weights or flags differ after a failure halfway.")
 
 
-@contextmanager
-def _failing_midway(method: Method) -> Iterator[bool]:
-    """Within the block, wrapping a module with this method's tuner fails after it is done; say if there is one."""
-    tuner = PEFT_TYPE_TO_TUNER_MAPPING.get(method.peft_type)
+def _expect_refusal(case: _Case, backbone: PreTrainedModel, error: type[Exception], wrong: dict[str, Any]) -> None:
+    try:
+        case.attach(backbone, **wrong)
+    except error:
+        return
+    raise ConformanceError(f"{UNTOUCHED}: attaching with {wrong} should raise {error.__name__}, but passed.")
+
+
+def _fails_midway(case: _Case, backbone: PreTrainedModel) -> bool:
+    """Attach with a tuner that fails after wrapping its first module; say whether there was a module to wrap."""
+    tuner = PEFT_TYPE_TO_TUNER_MAPPING.get(case.method.peft_type)
     original = getattr(tuner, "_create_and_replace", None)
     if tuner is None or original is None:
-        yield False
-        return
+        return False
 
     def fail(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
@@ -199,22 +197,15 @@ def _failing_midway(method: Method) -> Iterator[bool]:
     own = "_create_and_replace" in tuner.__dict__
     tuner._create_and_replace = fail
     try:
-        yield True
+        case.attach(backbone)
+    except MethodError as error:
+        return isinstance(error.__cause__, RuntimeError)
     finally:
         if own:
             tuner._create_and_replace = original
         else:
             del tuner._create_and_replace
-
-
-def _expect_refusal(
-    case: _Case, backbone: PreTrainedModel, error: type[Exception], wrong: dict[str, Any]
-) -> None:
-    try:
-        case.attach(backbone, **wrong)
-    except error:
-        return
-    raise ConformanceError(f"{UNTOUCHED}: attaching with {wrong or 'a failing tuner'} should raise {error.__name__}, but passed.")
+    return False
 
 
 def _check_initial(case: _Case, model: PeftModel, inputs: dict[str, Tensor], plain: Tensor) -> None:
@@ -244,20 +235,14 @@ def _check_training(case: _Case, model: PeftModel, inputs: dict[str, Tensor]) ->
         if set(trainable_names(model)) != trained:
             raise ConformanceError(f"{FROZEN}: training changed which parameters are trained.")
         if unmoved:
-            raise ConformanceError(
-                f"{FROZEN}: {len(unmoved)} trained tensors never changed, first '{unmoved[0]}'."
-            )
+            raise ConformanceError(f"{FROZEN}: {len(unmoved)} trained tensors never changed, first '{unmoved[0]}'.")
     if case.wants(GRADIENT):
         with case.property(GRADIENT):
             if silent:
-                raise ConformanceError(
-                    f"{GRADIENT}: '{silent[0]}' got none in {_STEPS} steps ({len(silent)} such)."
-                )
+                raise ConformanceError(f"{GRADIENT}: '{silent[0]}' got none in {_STEPS} steps ({len(silent)} such).")
 
 
-def train_steps(
-    model: PeftModel, inputs: dict[str, Tensor], learning_rate: float
-) -> tuple[list[str], list[str]]:
+def train_steps(model: PeftModel, inputs: dict[str, Tensor], learning_rate: float) -> tuple[list[str], list[str]]:
     """Take a few optimiser steps towards a random target.
 
     Returns:
@@ -347,17 +332,13 @@ def _check_merge(case: _Case, model: PeftModel, inputs: dict[str, Tensor], train
         bare = model.merge_and_unload()
         _check_close(MERGE, "merged and unloaded", _output(bare, inputs), trained)
         if any(isinstance(module, BaseTunerLayer) for module in bare.modules()):
-            raise ConformanceError(
-                f"{MERGE}: after merge_and_unload the backbone still holds layers of the method."
-            )
+            raise ConformanceError(f"{MERGE}: after merge_and_unload the backbone still holds layers of the method.")
 
 
 def _check_close(what: str, how: str, found: Tensor, wanted: Tensor) -> None:
     off = (found - wanted).abs().max().item()
     if not off <= _MERGE_TOLERANCE * max(1.0, wanted.abs().max().item()):
-        raise ConformanceError(
-            f"{what}: the output {how} differs by {off:.2e}, more than {_MERGE_TOLERANCE:.0e}."
-        )
+        raise ConformanceError(f"{what}: the output {how} differs by {off:.2e}, more than {_MERGE_TOLERANCE:.0e}.")
 
 
 def _forward(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
@@ -366,9 +347,9 @@ def _forward(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     return result
 
 
-@torch.no_grad()
 def _output(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-    return _forward(model, inputs).clone()
+    with torch.no_grad():
+        return _forward(model, inputs).clone()
 
 
 def _fingerprint(model: nn.Module) -> str:
@@ -377,9 +358,7 @@ def _fingerprint(model: nn.Module) -> str:
 
 def _state(model: nn.Module) -> tuple[Any, ...]:
     """All that a failed attach must not change."""
-    modules = [
-        (name, id(module), sorted(module.__dict__), module.training) for name, module in model.named_modules()
-    ]
+    modules = [(name, id(module), sorted(module.__dict__), module.training) for name, module in model.named_modules()]
     flags = [(name, id(p), p.requires_grad) for name, p in model.named_parameters()]
     return modules, flags, _fingerprint(model)
 
@@ -387,9 +366,5 @@ def _state(model: nn.Module) -> tuple[Any, ...]:
 def _plain(value: Any) -> Any:
     if isinstance(value, (set, list, tuple)):
         items = [_plain(item) for item in value]
-        return (
-            sorted(items, key=repr)
-            if isinstance(value, set) or all(isinstance(i, str) for i in items)
-            else items
-        )
+        return sorted(items, key=repr) if isinstance(value, set) or all(isinstance(i, str) for i in items) else items
     return {str(key): _plain(item) for key, item in value.items()} if isinstance(value, dict) else value

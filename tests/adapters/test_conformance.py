@@ -64,9 +64,7 @@ IMPOSSIBLE = {
 
 def built_in() -> list[str]:
     return [
-        plugin.name
-        for plugin in registry.available(registry.METHODS)
-        if plugin.target.startswith("peft_rag_adapters.")
+        plugin.name for plugin in registry.available(registry.METHODS) if plugin.target.startswith("peft_rag_adapters.")
     ]
 
 
@@ -111,9 +109,7 @@ def test_defaults_cover_more_families(method: str, options: dict[str, Any], fami
 @pytest.mark.parametrize("variant", ["pfeiffer", "parallel"])
 @pytest.mark.parametrize("activation", ["gelu", "silu"])
 def test_adapter_variants_conform(family: str, variant: str, activation: str) -> None:
-    check_method(
-        "adapter", BACKBONES[family], variant=variant, activation=activation, reduction_factor=4, scaling=2.0
-    )
+    check_method("adapter", BACKBONES[family], variant=variant, activation=activation, reduction_factor=4, scaling=2.0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from peft_rag_adapters.adapter import AdapterConfig, AdapterLayer, Bottleneck
+from peft_rag_adapters.bitfit import BitFitConfig, BitFitLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from peft_rag.methods import attach
 from peft_rag.testing import TINY_BACKBONES
-from peft_rag_adapters.adapter import AdapterConfig, AdapterLayer, Bottleneck
-from peft_rag_adapters.bitfit import BitFitConfig, BitFitLayer
 
 
 def randomise(module: nn.Module) -> None:

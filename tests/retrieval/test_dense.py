@@ -67,9 +67,7 @@ def test_save_and_load_keep_results_and_fingerprint(make, encoder, corpus, tmp_p
     assert loaded.search(["dog eats"], 5).row(0) == retriever.search(["dog eats"], 5).row(0)
 
 
-def test_load_refuses_another_encoder_another_retriever_and_no_index(
-    make, encoder, corpus, tmp_path, make_encoder
-):
+def test_load_refuses_another_encoder_another_retriever_and_no_index(make, encoder, corpus, tmp_path, make_encoder):
     retriever = make(encoder)
     retriever.index(corpus)
     retriever.save(tmp_path / "index")
@@ -80,9 +78,7 @@ def test_load_refuses_another_encoder_another_retriever_and_no_index(
         "Load it with that encoder, or build it anew."
     )
     other = next(kind for kind in RETRIEVERS if kind is not make)
-    with pytest.raises(
-        RetrievalError, match=rf"of the retriever '{make.name}', format 1, not of '{other.name}'"
-    ):
+    with pytest.raises(RetrievalError, match=rf"of the retriever '{make.name}', format 1, not of '{other.name}'"):
         other.load(tmp_path / "index", encoder)
     with pytest.raises(RetrievalError, match=r"holds no index \(no manifest\.json\)"):
         make.load(tmp_path, encoder)

@@ -168,9 +168,7 @@ def test_retriever_is_exact_below_its_size_and_uses_a_graph_from_it_on(encoder, 
 
 
 def test_retriever_with_a_graph_saves_and_loads(encoder, tmp_path):
-    documents = [
-        Document(str(number), f"w{number % 17} w{number % 23} w{number % 29}") for number in range(400)
-    ]
+    documents = [Document(str(number), f"w{number % 17} w{number % 23} w{number % 29}") for number in range(400)]
     corpus = Corpus(documents)
     retriever = HnswRetriever(encoder, M=8, exact_below=100)
     retriever.index(corpus)

@@ -84,9 +84,7 @@ def positions(neighbours):
 @pytest.mark.parametrize("duplicates", [False, True])
 def test_neighbours_equal_plain_loops(precompute, encoder, small, queries, retriever, same_data, duplicates):
     found = precompute(retriever=retriever(encoder), same_data=same_data, exclude_duplicates=duplicates)
-    assert positions(found) == expected(
-        encoder, small, queries, 6, same_data=same_data, duplicates=duplicates
-    )
+    assert positions(found) == expected(encoder, small, queries, 6, same_data=same_data, duplicates=duplicates)
 
 
 def test_no_query_of_the_same_data_sees_itself_its_duplicates_or_its_group(precompute):
@@ -210,9 +208,7 @@ def test_damaged_cache_is_computed_anew(precompute, encoder, tmp_path, name, dam
     assert len(encoder.encoded) == before + 2
 
 
-def test_failure_while_computing_leaves_nothing_and_may_be_repeated(
-    precompute, encoder, tmp_path, monkeypatch
-):
+def test_failure_while_computing_leaves_nothing_and_may_be_repeated(precompute, encoder, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise OSError("the encoder's own fault")
 
@@ -289,9 +285,7 @@ print(found.positions.tolist())
 
 def test_of_several_processes_one_computes_and_the_others_wait(tmp_path):
     command = [sys.executable, "-c", WORKER, str(Path(__file__).parent), str(tmp_path)]
-    workers = [
-        subprocess.Popen([*command, str(number)], stdout=subprocess.PIPE, text=True) for number in range(3)
-    ]
+    workers = [subprocess.Popen([*command, str(number)], stdout=subprocess.PIPE, text=True) for number in range(3)]
     answers = [worker.communicate(timeout=60)[0] for worker in workers]
     assert all(worker.returncode == 0 for worker in workers)
     assert len(set(answers)) == 1

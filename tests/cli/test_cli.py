@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from peft_rag.cli import main
+from peft_rag.cli.flags import read_flags
+from peft_rag.cli.train import _merge
+from peft_rag.errors import ConfigError
+
+Run = Callable[..., "tuple[int, str, str]"]
+
+
+@pytest.fixture
+def peft_rag(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setattr("peft_rag.cli.progress.hold_back_chatter", lambda: None)
+
+    def run(*words: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        status = main(list(words))
+        output = capsys.readouterr()
+        return status, output.out, output.err
+
+    return run
+
+
+@pytest.fixture
+def trained(peft_rag: Run, tiny_bert: str, toy_data: dict[str, str], tmp_path: Path) -> Path:
+    run_file = tmp_path / "run.yaml"
+    lines = [f"{name}: {path}" for name, path in toy_data.items()]
+    lines += [f"backbone: {tiny_bert}", f"encoder: {tiny_bert}", "method: {name: lora, r: 4}", "learning_rate: 1e-2"]
+    run_file.write_text("\n".join([*lines, "max_length: 32", f"output: {tmp_path / 'out'}"]))
+    status, out, _ = peft_rag(
+        "train", str(run_file), "--num_train_epochs=3", "--disable-tqdm", "--fusion.space", "tuned"
+    )
+    assert status == 0
+    for arm in ("untrained", "retrieval alone", "without retrieval", "with retrieval"):
+        assert f"\n{arm} " in out
+    assert "saved: " in out
+    return tmp_path / "out"
+
+
+def test_trained_artefact_predicts_explains_and_evaluates(
+    peft_rag: Run, trained: Path, toy_data: dict[str, str], tmp_path: Path
+) -> None:
+    assert json.loads((trained / "adapter_config.json").read_text())["r"] == 4
+
+    status, out, _ = peft_rag("predict", str(trained), toy_data["test"])
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert (status, len(lines)) == (0, 30)
+    assert set(lines[0]) == {"text", "label", "probability"}
+
+    status, out, _ = peft_rag("predict", str(trained), toy_data["test"], "--explain")
+    neighbours = json.loads(out.splitlines()[0])["neighbours"]
+    assert set(neighbours[0]) == {"id", "score", "weight", "labels", "text"}
+    assert [one["score"] for one in neighbours] == sorted((one["score"] for one in neighbours), reverse=True)
+    assert sum(one["weight"] for one in neighbours) <= 1.001
+
+    answers = tmp_path / "answers.jsonl"
+    assert peft_rag("predict", str(trained), toy_data["test"], "--output", str(answers))[0] == 0
+    assert len(answers.read_text().splitlines()) == 30
+    status, _, err = peft_rag("predict", str(trained), toy_data["test"], "--output", str(answers))
+    assert status == 2
+    assert "exists already. Name another file with --output." in err
+
+    status, out, _ = peft_rag("evaluate", str(trained), "--data", toy_data["test"])
+    measured = json.loads((trained / "metrics.json").read_text())["test"]["accuracy"]
+    assert status == 0
+    assert f"accuracy    {100 * measured:.1f} [" in out
+
+
+def test_predict_reads_lines_from_standard_input(peft_rag: Run, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import io
+
+    monkeypatch.setattr("sys.stdin", io.StringIO("apple pear plum\n\niron zinc\n"))
+    _, out, _ = peft_rag("predict", str(trained), "-")
+    assert [json.loads(line)["label"] for line in out.splitlines()] == ["fruit", "metal"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is empty"),
+        ('{"text": "a"}\n{"text": \n', "line 2"),
+        ('{"body": "a"}\n', "field 'text' is missing (found: body). Name the field with --text_field body."),
+        ('{"text": " "}\n', "line 1: field 'text' is empty"),
+        ('{"text": "a", "label": "fruit"}\n{"text": "b"}\n', "line 2: field 'label' is missing"),
+        (
+            '{"text": "a", "label": "frit"}\n',
+            "label 'frit' does not occur in the training data (3 labels). Did you mean 'fruit'?",
+        ),
+        (b'{"text": "caf\xe9", "label": "fruit"}\n', "line 1"),
+    ],
+)
+def test_bad_data_is_one_line_with_status_2(
+    peft_rag: Run, tiny_bert: str, toy_data: dict[str, str], tmp_path: Path, content: str | bytes, message: str
+) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_bytes(content if isinstance(content, bytes) else content.encode())
+    train = ["train", "--train", toy_data["train"], "--output", str(tmp_path / "out"), "--backbone", tiny_bert]
+    status, _, err = peft_rag(*train, "--encoder", tiny_bert, "--validation", str(bad))
+    assert status == 2
+    assert err.count("\n") == 1
+    assert err.startswith("DataError: ")
+    assert message in err
+    assert "bad.jsonl" in err
+    assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("train",), "--train is missing"),
+        (("train", "nowhere.yaml"), "run file 'nowhere.yaml' does not exist"),
+        (("train", "--train", "a.jsonl", "--output", "o", "--lernrate", "1"), "unknown name 'lernrate'"),
+        (("train", "--train", "a.jsonl", "b.jsonl"), "'b.jsonl' is neither a flag nor a flag's value"),
+        (
+            ("train", "--train", "a.jsonl", "--output", "o", "--shots", "few"),
+            "shots is 'few', but must be a whole number",
+        ),
+        (("methods", "lorra"), "no PEFT method 'lorra'. Did you mean 'lora'?"),
+        (("fusions", "knm"), "no fusion 'knm'. Did you mean 'knn'?"),
+        (("tasks", "text-clasification"), "Did you mean 'text-classification'?"),
+        (("retrievers", "hnws"), "Did you mean 'hnsw'?"),
+        (("predict", "nowhere", "a.jsonl"), "a.jsonl"),
+    ],
+)
+def test_bad_words_are_one_line_with_status_2(peft_rag: Run, words: tuple[str, ...], message: str) -> None:
+    status, out, err = peft_rag(*words)
+    assert (status, out) == (2, "")
+    assert err.count("\n") == 1
+    assert message in err
+
+
+def test_fault_of_ours_is_a_traceback_with_status_1(tmp_path: Path) -> None:
+    script = (
+        "import sys, peft_rag.cli.plugins as plugins\n"
+        "def broken(*_): raise RuntimeError('ours')\n"
+        "plugins.available = broken\n"
+        "from peft_rag.cli import main\n"
+        "sys.exit(main(['methods']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "RuntimeError: ours" in done.stderr
+
+
+@pytest.mark.parametrize("words", [["--help"], ["methods"], ["train", "--help"], ["fusions"], []])
+def test_help_and_lists_import_nothing_heavy(words: list[str]) -> None:
+    script = (
+        "import sys, io, contextlib\n"
+        "from peft_rag.cli import main\n"
+        "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
+        f"    main({words!r})\n"
+        "heavy = {'torch', 'transformers', 'peft', 'datasets', 'numpy', 'sklearn', 'evaluate', 'peft_rag_adapters'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_python_m_is_the_same_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "peft_rag", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("peft-rag ")
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "shown"),
+    [
+        ("methods", "bitfit", ["Ben Zaken", "--method."]),
+        ("fusions", "knn", ["Khandelwal", "--fusion.temperature", "None to choose"]),
+        ("tasks", "text-classification", ["--task.pooling"]),
+        ("retrievers", "hnsw", ["Malkov", "--retriever.ef_construction", "200"]),
+    ],
+)
+def test_one_plugin_is_shown_with_its_options(peft_rag: Run, command: str, name: str, shown: list[str]) -> None:
+    status, out, _ = peft_rag(command, name)
+    assert status == 0
+    for part in shown:
+        assert part in out
+
+
+def test_lists_have_a_line_and_a_summary_for_every_plugin(peft_rag: Run) -> None:
+    for command in ("methods", "fusions", "tasks", "retrievers"):
+        _, out, err = peft_rag(command)
+        assert err == ""
+        header, *lines = out.splitlines()
+        assert header.split()[:2] == ["name", "distribution"]
+        assert lines
+        column = header.index("what it does")
+        assert all(line[column:].strip() for line in lines)
+
+
+def test_flag_for_another_part_drops_the_options_of_the_one_in_the_file() -> None:
+    settings: dict[str, Any] = {"method": {"name": "lora", "r": 4}, "fusion": "knn", "fusion.k": 8}
+    assert _merge(settings, {"method": "bitfit"}) == {"method": "bitfit", "fusion": "knn", "fusion.k": 8}
+    assert _merge(settings, {"method": "lora"})["method"] == {"name": "lora", "r": 4}
+    assert _merge(settings, {"fusion": "none"}) == {"method": {"name": "lora", "r": 4}, "fusion": "none"}
+
+
+def test_flags_are_read_like_a_run_file() -> None:
+    assert read_flags(["--max-length", "8", "--fusion.k=3"]) == {"max_length": "8", "fusion.k": "3"}
+    with pytest.raises(ConfigError, match="--seed is given twice"):
+        read_flags(["--seed", "1", "--seed", "2"])

@@ -1,0 +1,264 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from peft_rag.artefact import load
+from peft_rag.config import from_mapping
+from peft_rag.errors import ArtefactError, ConfigError, FingerprintError, PeftRagError, TrainingError
+from peft_rag.job import run
+from tests.conftest import toy_records, write_jsonl
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:No sentence-transformers model found"),
+]
+
+
+def settings(tiny_bert: str, data: dict[str, str], output: Path, **changes: Any) -> dict[str, Any]:
+    base = {
+        **data,
+        "backbone": tiny_bert,
+        "encoder": tiny_bert,
+        "max_length": 32,
+        "num_train_epochs": 3,
+        "learning_rate": 0.01,
+        "disable_tqdm": True,
+        "output": str(output),
+    }
+    return base | changes
+
+
+def finish(*arguments: Any, **changes: Any) -> dict[str, Any]:
+    return dict(run(from_mapping(settings(*arguments, **changes)), say=lambda line: None).metrics)
+
+
+@pytest.mark.parametrize("fusion", ["none", "concat", "knn", "knn-retriever"])
+def test_run_measures_before_and_after_and_saves_what_loads_back(
+    tiny_bert: str, toy_data: dict[str, str], tmp_path: Path, fusion: str
+) -> None:
+    name, _, space = fusion.partition("-")
+    options = {"fusion.space": space} if space else {}
+    metrics = finish(tiny_bert, toy_data, tmp_path / "out", fusion=name, **options)
+    stored = json.loads((tmp_path / "out/metrics.json").read_text())
+
+    assert metrics["before"].keys() == metrics["after"].keys() == metrics["test"].keys()
+    assert metrics["after"]["accuracy"] > 0.9 > metrics["before"]["accuracy"]
+    assert ("with_retrieval" in metrics["arms"]) == (name != "none")
+    assert {"untrained", "retrieval_alone", "without_retrieval"} <= metrics["arms"].keys()
+    for scores in metrics["arms"].values():
+        assert scores["accuracy"]["low"] <= scores["accuracy"]["value"] <= scores["accuracy"]["high"]
+    for key in ("trainable_parameters", "trainable_percent", "train_seconds", "examples_per_second"):
+        assert stored[key] > 0
+    assert stored["peak_memory_bytes"] > 10**7
+    assert stored["seed"] == 0
+    assert stored["versions"]["peft"]
+    hashed = ["adapter_config.json", "adapter_model.safetensors", "head.safetensors", "peft_rag.json"]
+    assert stored["artefact_bytes"] == sum((tmp_path / "out" / name).stat().st_size for name in hashed)
+    assert not (tmp_path / "out.partial").exists()
+
+    model = load(str(tmp_path / "out"))
+    again = model.evaluate(model.task.read(_records(toy_data["test"])))
+    assert {name: score.value for name, score in again.items()} == pytest.approx(metrics["test"], abs=1e-6)
+
+
+@pytest.mark.parametrize("method", ["lora", "adapter", "bitfit", "prompt-tuning", "full", "head", "ia3"])
+def test_every_method_trains_by_changing_one_word(
+    tiny_bert: str, toy_data: dict[str, str], tmp_path: Path, method: str
+) -> None:
+    metrics = finish(tiny_bert, toy_data, tmp_path / "out", method=method)
+    model = load(str(tmp_path / "out"))
+    assert model.reports["default"].method == method
+    before, after = metrics["before"]["accuracy"], metrics["after"]["accuracy"]
+    assert after > before
+    answers = model.predict(["apple pear plum", "iron zinc tin"])
+    assert [answer.labels for answer in answers] == [("fruit",), ("metal",)]
+
+
+def test_training_data_is_the_corpus_and_the_held_out_share_is_validation(tiny_bert: str, tmp_path: Path) -> None:
+    data = {"train": write_jsonl(tmp_path / "all.jsonl", toy_records(60, 1))}
+    finish(tiny_bert, data, tmp_path / "out")
+    manifest = json.loads((tmp_path / "out/peft_rag.json").read_text())
+    assert manifest["knowledge"]["corpus"]["documents"] == 60
+    assert manifest["knowledge"]["corpus"]["is_training_data"]
+    card = (tmp_path / "out/README.md").read_text()
+    assert "the validation split, on which settings were chosen too" in card
+
+
+def test_shots_are_drawn_again_when_the_artefact_is_loaded(
+    tiny_bert: str, toy_data: dict[str, str], tmp_path: Path
+) -> None:
+    finish(tiny_bert, toy_data, tmp_path / "out", shots=5, seed=3)
+    model = load(str(tmp_path / "out"))
+    assert model.knowledge is not None
+    assert len(model.knowledge.corpus) == 15
+
+
+def test_multi_label_data_is_trained_and_predicted(tiny_bert: str, tmp_path: Path) -> None:
+    records = [
+        {"text": f"{first['text']} {second['text']}", "label": sorted({first["label"], second["label"]})}
+        for first, second in zip(toy_records(60, 4), toy_records(61, 5)[1:], strict=True)
+    ]
+    records.append({"text": "the old and the new", "label": []})
+    data = {"train": write_jsonl(tmp_path / "multi.jsonl", records)}
+    metrics = finish(tiny_bert, data, tmp_path / "out", validation_share=0.3, num_train_epochs=10)
+    assert metrics["after"]["micro_f1"] > metrics["before"]["micro_f1"]
+    answers = load(str(tmp_path / "out")).predict(["apple plum pear iron tin zinc of the"], explain=True)
+    assert set(answers[0].labels) == {"fruit", "metal"}
+    assert answers[0].neighbours
+
+
+def test_lora_artefact_loads_in_plain_peft(tiny_bert: str, toy_data: dict[str, str], tmp_path: Path) -> None:
+    finish(tiny_bert, toy_data, tmp_path / "out", fusion="none")
+    model = load(str(tmp_path / "out"))
+    ids = torch.arange(5, 15)[None]
+    with torch.no_grad():
+        ours = model.backbone(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+    torch.save(ours, tmp_path / "ours.pt")
+    script = (
+        "import sys, torch, peft, transformers\n"
+        f"base = transformers.BertModel.from_pretrained({tiny_bert!r}, add_pooling_layer=False)\n"
+        f"model = peft.PeftModel.from_pretrained(base, {str(tmp_path / 'out')!r}).eval()\n"
+        "ids = torch.arange(5, 15)[None]\n"
+        "with torch.no_grad():\n"
+        "    hidden = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state\n"
+        f"assert torch.equal(hidden, torch.load({str(tmp_path / 'ours.pt')!r}, weights_only=True))\n"
+        "assert not any(name.startswith('peft_rag') for name in sys.modules)\n"
+        "print('equal')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout.strip().endswith("equal"), done.stderr
+
+
+def test_interrupted_run_resumes_to_the_same_weights(
+    tiny_bert: str, toy_data: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = finish(tiny_bert, toy_data, tmp_path / "whole")
+    from peft_rag.training import ExamplesTrainer
+
+    saved = ExamplesTrainer._save_checkpoint
+
+    def cut_off(self: Any, *arguments: Any, **options: Any) -> None:
+        saved(self, *arguments, **options)
+        if self.state.epoch >= 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ExamplesTrainer, "_save_checkpoint", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            finish(tiny_bert, toy_data, tmp_path / "out")
+    partial = tmp_path / "out.partial"
+    checkpoint = next(partial.glob("checkpoints/checkpoint-*/model.safetensors"))
+    assert checkpoint.stat().st_size < 40_000
+    assert not (tmp_path / "out").exists()
+
+    with pytest.raises(ArtefactError, match=r"holds an unfinished run. Go on with it by --resume"):
+        finish(tiny_bert, toy_data, tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"cannot resume .*: method differ"):
+        finish(tiny_bert, toy_data, tmp_path / "out", method="bitfit", resume=True)
+    assert partial.exists()
+    resumed = finish(tiny_bert, toy_data, tmp_path / "out", resume=True)
+    assert resumed["test"] == pytest.approx(whole["test"], abs=1e-6)
+    for name in ("adapter_model.safetensors", "head.safetensors"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_loss_that_is_no_number_stops_the_run_and_leaves_nothing(
+    tiny_bert: str, toy_data: dict[str, str], tmp_path: Path
+) -> None:
+    with pytest.raises(
+        TrainingError, match=r"loss is (nan|inf) at step \d+ with learning rate .* Lower --learning_rate"
+    ):
+        finish(tiny_bert, toy_data, tmp_path / "out", learning_rate=1e30, optim="sgd", max_grad_norm=0.0)
+    assert sorted(path.name for path in tmp_path.glob("*out*")) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"method": "lorra"}, "no PEFT method 'lorra'. Did you mean 'lora'?"),
+        ({"fusion": "knm"}, "no fusion 'knm'. Did you mean 'knn'?"),
+        ({"fusion.kk": 3}, "unknown option 'fusion.kk'. Did you mean 'k'?"),
+        ({"fusion.k": "many"}, "fusion refuses k='many'"),
+        ({"fusion.k": 100}, "has 60 documents, fewer than the 100 neighbours asked for"),
+        ({"method.rr": 3}, "method 'lora' has no option 'rr'. Did you mean 'r'?"),
+        ({"learning_rat": 3}, "unknown name 'learning_rat'. Did you mean 'learning_rate'?"),
+        ({"max_length": 1000}, "max_length is 1000, but"),
+        ({"backbone": "nowhere/at-all"}, "backbone 'nowhere/at-all' cannot be loaded"),
+        ({"last_layers": 9}, "9"),
+        ({"lr_scheduler_type": "zigzag"}, "transformers refuses the training options"),
+        ({"eval_strategy": "no", "early_stopping_patience": 2}, "--early_stopping_patience needs evaluation"),
+    ],
+)
+def test_bad_option_is_one_line_and_leaves_nothing(
+    tiny_bert: str, toy_data: dict[str, str], tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(PeftRagError) as caught:
+        finish(tiny_bert, toy_data, tmp_path / "out", **change)
+    assert message in str(caught.value)
+    assert sorted(path.name for path in tmp_path.glob("*out*")) == []
+
+
+def test_output_that_holds_something_is_refused_before_any_work(
+    tiny_bert: str, toy_data: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/precious.txt").write_text("keep me")
+    with pytest.raises(ArtefactError, match=r"already holds 1 files \(precious.txt\)"):
+        finish(tiny_bert, toy_data, tmp_path / "out")
+    assert (tmp_path / "out/precious.txt").read_text() == "keep me"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"activation_checkpointing": True},
+        {"gradient_accumulation_steps": 2},
+        {"optim": "sgd", "learning_rate": 0.1},
+        {"optim": "adafactor"},
+        {"bf16": True},
+        {"early_stopping_patience": 1, "num_train_epochs": 6},
+        {"last_layers": 1},
+        {"dropout": 0.2},
+        {"head_init": "random", "num_train_epochs": 12},
+        {"lr_scheduler_type": "cosine", "warmup_steps": 2},
+    ],
+)
+def test_training_options_reach_the_trainer(
+    tiny_bert: str, toy_data: dict[str, str], tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    metrics = finish(tiny_bert, toy_data, tmp_path / "out", **changes)
+    assert metrics["after"]["accuracy"] > 0.6
+
+
+def test_artefact_for_another_backbone_or_corpus_is_refused(
+    tiny_bert: str, toy_data: dict[str, str], tmp_path: Path
+) -> None:
+    from transformers import AutoModel, AutoTokenizer
+
+    finish(tiny_bert, toy_data, tmp_path / "out")
+    other = AutoModel.from_pretrained(tiny_bert)
+    with torch.no_grad():
+        other.embeddings.word_embeddings.weight[7, 0] += 1e-3
+    other.save_pretrained(tmp_path / "other")
+    AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(tmp_path / "other")
+    with pytest.raises(FingerprintError, match=r"this artefact was trained on backbone .* Load it with the backbone"):
+        load(str(tmp_path / "out"), backbone=str(tmp_path / "other"))
+    assert load(str(tmp_path / "out"), backbone=str(tmp_path / "other"), allow_backbone_mismatch=True)
+
+    changed = write_jsonl(tmp_path / "changed.jsonl", toy_records(61, 1))
+    with pytest.raises(FingerprintError, match=r"with a corpus of 60 documents .* 'changed.jsonl' has 61"):
+        load(str(tmp_path / "out"), corpus=changed)
+    grown = load(str(tmp_path / "out"), corpus=changed, allow_corpus_mismatch=True)
+    assert grown.predict(["apple pear plum"])[0].labels == ("fruit",)
+
+
+def _records(path: str) -> Any:
+    from peft_rag.records import read_records
+
+    return read_records(path)
