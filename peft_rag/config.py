@@ -46,6 +46,7 @@ class RunConfig:
         -1.0, "dropout of backbone and head in training; below 0 as the backbone has it", "training"
     )
     head_init: str = _option("probe", "head before training: probe (fitted to frozen features) or random", "training")
+    head_refit: bool = _option(True, "fit the head again to the tuned features where validation gains", "training")
     early_stopping_patience: int = _option(0, "evaluations without improvement before stopping; 0 never", "training")
     seed: int = _option(0, "of sampling, initialisation and the order of the data", "training")
     output: str = _option("", "folder of the artefact; must not hold anything yet", "output")

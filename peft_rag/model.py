@@ -298,12 +298,10 @@ class RetrievalAugmentedModel(nn.Module):
         if self._memory is None:
             examples = labelled_examples(self.knowledge)
             targets = self.task.targets(examples)
-            vectors = None
-            if fusion.needs_vectors:
-                from peft_rag.fusion.knn import unit
-
-                vectors = unit(self.outputs(Split(examples), fusion=NoFusion(), progress=progress).features)
-            self._memory = Memory(targets, vectors)
+            features = None
+            if fusion.needs_features:
+                features = self.outputs(Split(examples), fusion=NoFusion(), progress=progress).features
+            self._memory = Memory(targets, features)
         return self._memory
 
     def forget(self) -> None:

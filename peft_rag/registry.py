@@ -173,7 +173,9 @@ def _source_file(module: str) -> Path:
     if spec is None:
         raise ImportError(f"no module named '{top}'")
     if not rest:
-        return Path(spec.origin or "")
+        if spec.origin is None:
+            raise ImportError(f"'{top}' is a folder without __init__.py")
+        return Path(spec.origin)
     for folder in spec.submodule_search_locations or []:
         path = Path(folder).joinpath(*rest)
         for candidate in (path.with_suffix(".py"), path / "__init__.py"):

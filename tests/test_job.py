@@ -106,11 +106,12 @@ def test_multi_label_data_is_trained_and_predicted(tiny_bert: str, tmp_path: Pat
     ]
     records.append({"text": "the old and the new", "label": []})
     data = {"train": write_jsonl(tmp_path / "multi.jsonl", records)}
-    metrics = finish(tiny_bert, data, tmp_path / "out", validation_share=0.3, num_train_epochs=10)
-    assert metrics["after"]["micro_f1"] > metrics["before"]["micro_f1"]
-    answers = load(str(tmp_path / "out")).predict(["apple plum pear iron tin zinc of the"], explain=True)
-    assert set(answers[0].labels) == {"fruit", "metal"}
-    assert answers[0].neighbours
+    metrics = finish(tiny_bert, data, tmp_path / "out", validation_share=0.3, num_train_epochs=30)
+    assert metrics["after"]["micro_f1"] > 0.85 > metrics["before"]["micro_f1"]
+    answers = load(str(tmp_path / "out")).predict([str(record["text"]) for record in records], explain=True)
+    right = [set(answer.labels) == set(record["label"]) for answer, record in zip(answers, records, strict=True)]
+    assert sum(right) > 45
+    assert all(answer.neighbours for answer in answers)
 
 
 def test_lora_artefact_loads_in_plain_peft(tiny_bert: str, toy_data: dict[str, str], tmp_path: Path) -> None:

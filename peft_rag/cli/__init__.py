@@ -1,4 +1,4 @@
-"""The command line, one command a file. A user's mistake: one line, status 2; a fault of ours: a traceback, status 1."""
+"""The command line, one command a file. A user's mistake: one line, status 2; a fault of ours: traceback, status 1."""
 
 from __future__ import annotations
 

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import Self
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from torch import Tensor
 
     from peft_rag.corpus import Corpus
@@ -58,12 +56,12 @@ class Memory:
 
     Attributes:
         targets: of the N documents, as the task gives them: ``(N,)`` or ``(N, C)``.
-        vectors: the documents' features in the tuned backbone, L2-normalised, ``(N, D)`` float32; None where the
-            fusion searches in the retriever's space.
+        features: of the documents in the tuned backbone, ``(N, D)``; None where the fusion searches in the
+            retriever's space.
     """
 
     targets: Tensor
-    vectors: NDArray[np.float32] | None = None
+    features: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -109,7 +107,7 @@ class Fusion(ABC):
         return False
 
     @property
-    def needs_vectors(self) -> bool:
+    def needs_features(self) -> bool:
         """Whether the corpus must be encoded by the tuned backbone."""
         return False
 

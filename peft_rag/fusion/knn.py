@@ -70,7 +70,7 @@ class KnnFusion(Fusion):
         return True
 
     @property
-    def needs_vectors(self) -> bool:
+    def needs_features(self) -> bool:
         return self.space == "tuned"
 
     def encode(self, tokenizer: Any, split: Split, corpus: Corpus | None, max_length: int) -> list[dict[str, Any]]:
@@ -124,10 +124,10 @@ class KnnFusion(Fusion):
             return split.neighbours.head(k)
         from peft_rag.retrieval.vectors import exact_search
 
-        vectors = _remembered(memory).vectors
-        if vectors is None:
+        known = _remembered(memory).features
+        if known is None:
             raise RetrievalError("fusion 'knn' searches the tuned space, but the corpus was not encoded.")
-        return exact_search(unit(outputs.features), vectors, k, split.forbidden or None)
+        return exact_search(unit(outputs.features), unit(known), k, split.forbidden or None)
 
 
 def neighbour_log_probs(found: Neighbours, memory: Memory, task: Task, temperature: float) -> Tensor:

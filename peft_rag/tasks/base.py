@@ -72,8 +72,15 @@ class Task(ABC):
         """Return a fresh head from features ``(B, D)`` to logits."""
 
     @abstractmethod
-    def fit_head(self, head: nn.Module, features: Tensor, targets: Tensor) -> None:
-        """Set the head to the best linear probe of frozen features ``(N, D)``."""
+    def fit_head(self, head: nn.Module, features: Tensor, targets: Tensor, strength: float = 1.0) -> None:
+        """Set the head to a linear probe of features ``(N, D)``.
+
+        Args:
+            head: from `make_head`.
+            features: ``(N, D)``, held fixed.
+            targets: of the N examples.
+            strength: inverse of the probe's regularisation; more fits the training examples closer.
+        """
 
     @abstractmethod
     def features(self, hidden: Tensor, mask: Tensor) -> Tensor:

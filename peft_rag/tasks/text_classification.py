@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 
     from peft_rag.evaluation.bootstrap import Score
 
-_PROBE_STRENGTH = 10.0
-"""Inverse regularisation of the linear probe; of 0.1, 1, 10 and 100 the best on wiki-topics' validation data."""
-
 
 _CONFIDENT = 6.0
 """Bias, in nats of logit, that says a class seen always, or never, is always, or never, right."""
@@ -122,22 +119,29 @@ class TextClassification(Task):
 
         return nn.Linear(hidden_size, len(self.labels))
 
-    def fit_head(self, head: nn.Module, features: Tensor, targets: Tensor) -> None:
-        """Fit a logistic regression (one against the rest when multi-label) and copy it into the head."""
+    def fit_head(self, head: nn.Module, features: Tensor, targets: Tensor, strength: float = 1.0) -> None:
+        """Fit a logistic regression (one against the rest when multi-label) and copy it into the head.
+
+        It is fitted to (f - μ)/σ, with μ the mean feature and σ² the mean squared distance from it, and folded back
+        into the head, so that a strength means the same on any backbone, however crowded its features are.
+        """
         import torch
 
-        inputs, wanted = features.float().cpu().numpy(), targets.cpu().numpy()
+        raw, wanted = features.double().cpu().numpy(), targets.cpu().numpy()
+        mean = raw.mean(axis=0)
+        spread = float(np.sqrt(((raw - mean) ** 2).sum(axis=1).mean())) or 1.0
+        inputs = (raw - mean) / spread
         if self.multi_label:
-            fits = [_logistic(inputs, column) for column in wanted.T]
+            fits = [_logistic(inputs, column, strength) for column in wanted.T]
             weight, bias = (np.concatenate(rows) for rows in zip(*fits, strict=True))
         else:
-            weight, bias = _one_row_a_class(*_logistic(inputs, wanted), np.unique(wanted), len(self.labels))
+            weight, bias = _one_row_a_class(*_logistic(inputs, wanted, strength), np.unique(wanted), len(self.labels))
         with torch.no_grad():
-            head.weight.copy_(torch.as_tensor(weight))
-            head.bias.copy_(torch.as_tensor(bias))
+            head.weight.copy_(torch.as_tensor(weight / spread))
+            head.bias.copy_(torch.as_tensor(bias - weight @ mean / spread))
 
     def features(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """Pool hidden states ``(B, T, D)`` over the tokens that a mask ``(B, T)`` marks, into ``(B, D)`` of length one."""
+        """Pool hidden states ``(B, T, D)`` over the tokens a mask ``(B, T)`` marks: ``(B, D)`` of length one."""
         import torch
         from torch.nn.functional import normalize
 
@@ -200,13 +204,13 @@ def _name(record: Record, name: str) -> str:
     return "" if value is None else str(value).strip()
 
 
-def _logistic(inputs: Any, wanted: Any) -> tuple[Any, Any]:
+def _logistic(inputs: Any, wanted: Any, strength: float) -> tuple[Any, Any]:
     """Fit one logistic regression; a constant column becomes a zero weight with a confident bias."""
     from sklearn.linear_model import LogisticRegression
 
     if len(np.unique(wanted)) == 1:
         return np.zeros((1, inputs.shape[1])), np.array([_CONFIDENT if wanted[0] else -_CONFIDENT])
-    model = LogisticRegression(C=_PROBE_STRENGTH, max_iter=1000).fit(inputs, wanted)
+    model = LogisticRegression(C=strength, max_iter=1000).fit(inputs, wanted)
     return model.coef_, model.intercept_
 
 
