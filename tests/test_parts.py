@@ -41,7 +41,12 @@ def refusal(*arguments: Any) -> str:
 
 def test_make_part_gives_options_to_the_constructor_after_the_fixed_ones() -> None:
     assert make_part(Part, "fusion", {"k": 4, "rate": 1, "loud": True}) == Part(k=4, rate=1, loud=True)
-    assert make_part(WithEncoder, "retriever", {"odd": "x", "bare": []}, "the encoder").made == ("the encoder", 3, "x", [])
+    assert make_part(WithEncoder, "retriever", {"odd": "x", "bare": []}, "the encoder").made == (
+        "the encoder",
+        3,
+        "x",
+        [],
+    )
 
 
 def test_make_part_names_the_nearest_when_an_option_is_unknown() -> None:

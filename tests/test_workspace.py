@@ -16,10 +16,16 @@ def config(tmp_path):
 
 def cut_off(config, error=KeyboardInterrupt):
     """Begin a run and end it with an error after its first checkpoint."""
-    with pytest.raises(error), working_folder(config, Path(config.output), main=True) as working:
-        (working / "checkpoint").write_text("weights")
-        raise error("the run ended early")
-    return working
+    output = Path(config.output)
+
+    def run():
+        with working_folder(config, output, main=True) as working:
+            (working / "checkpoint").write_text("weights")
+            raise error("the run ended early")
+
+    with pytest.raises(error):
+        run()
+    return output.with_name(f"{output.name}.partial")
 
 
 def test_working_folder_lies_beside_the_output_and_vanishes_when_all_went_well(config, tmp_path):
@@ -98,7 +104,10 @@ def test_resume_without_an_unfinished_run_starts_one(config, tmp_path):
 def test_output_that_holds_something_is_refused_before_anything_is_made(config, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/theirs").touch()
-    with pytest.raises(ArtefactError, match="already holds 1 files"), working_folder(config, tmp_path / "out", main=True):
+    with (
+        pytest.raises(ArtefactError, match="already holds 1 files"),
+        working_folder(config, tmp_path / "out", main=True),
+    ):
         raise AssertionError("the run must not begin")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 

@@ -24,7 +24,7 @@ METHOD = Method(
     config_class=LoraConfig,
     target_modules=QUERY_VALUE,
     options={"r": 8, "lora_alpha": 16},
-    learning_rate=5e-4,
+    learning_rate=2e-3,
     mergeable=True,
     prepare=transpose_where_needed,
 )

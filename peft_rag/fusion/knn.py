@@ -52,7 +52,7 @@ class KnnFusion(Fusion):
             raise ConfigError(f"fusion.space is '{self.space}'. Choose tuned or retriever.")
         if self.k is not None and self.k < 1:
             raise ConfigError(f"fusion.k is {self.k}; at least one neighbour must vote. Use --fusion none for none.")
-        if self.temperature is not None and self.temperature <= 0:
+        if self.temperature is not None and not self.temperature > 0:
             raise ConfigError(f"fusion.temperature is {self.temperature}; it must be above 0.")
         if self.weight is not None and not 0 <= self.weight <= 1:
             raise ConfigError(f"fusion.weight is {self.weight}; λ lies in [0, 1].")
@@ -151,7 +151,7 @@ def neighbour_log_probs(found: Neighbours, memory: Memory, task: Task, temperatu
 
 
 def mix(log_model: Tensor, log_neighbours: Tensor, weight: float) -> Tensor:
-    """Return log(λ·p_kNN + (1-λ)·p_model) in nats, stable for p_kNN = 0, exact for λ = 0 and λ = 1.
+    """Return log(λ·p_kNN + (1-λ)·p_model) in nats, stable for p_kNN = 0, exact for λ = 0 and λ = 1, never above 0.
 
     Where the neighbours have no opinion (NaN), the model's own stands.
     """
@@ -165,7 +165,7 @@ def mix(log_model: Tensor, log_neighbours: Tensor, weight: float) -> Tensor:
         log_neighbours.clamp(min=floor) + math.log(weight),
         own + (math.log1p(-weight) if weight < 1 else floor),
     )
-    return torch.where(log_neighbours.isnan(), own, mixed)
+    return torch.where(log_neighbours.isnan(), own, mixed.clamp(max=0.0))
 
 
 def unit(features: Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:

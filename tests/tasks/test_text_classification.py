@@ -105,6 +105,13 @@ def test_targets_refuse_an_example_without_a_label_only_when_it_needs_one(labels
     assert MULTI.targets([example]).tolist() == [[0, 0, 0]]
 
 
+def test_targets_refuse_several_labels_where_the_model_knows_one_and_drop_none():
+    assert failure(SINGLE.targets, [Example("0", "x", ("a", "b"), "t.jsonl line 9")]) == (
+        "t.jsonl line 9: has 2 labels (a, b), but this model was trained on one label a text. "
+        "Give one label, or train on data with several."
+    )
+
+
 @BOTH
 def test_log_probs_sum_to_one_over_the_last_dimension_even_for_extreme_logits(task):
     logits = torch.tensor([[100.0, -100.0, 0.0], [0.0, 0.0, 0.0], [1e4, 1e4, -1e4]])
@@ -202,21 +209,32 @@ def probe_data(classes, seed=0):
     return torch.tensor(centres[wanted] + draw.normal(size=(len(wanted), 6)), dtype=torch.float32), wanted
 
 
-def fitted(task, features, targets):
+def fitted(task, features, targets, **options):
     head = task.make_head(features.shape[1])
-    task.fit_head(head, features, torch.as_tensor(targets))
+    task.fit_head(head, features, torch.as_tensor(targets), **options)
     with torch.no_grad():
         return task.log_probs(head(features))
 
 
+def reference_probabilities(features, wanted, strength=1.0):
+    """Scikit-learn's, on features moved and scaled in plain loops to mean 0 and mean squared length 1."""
+    rows = features.double().tolist()
+    means = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+    moved = [[value - mean for value, mean in zip(row, means, strict=True)] for row in rows]
+    spread = math.sqrt(sum(value * value for row in moved for value in row) / len(rows))
+    scaled = np.array(moved) / spread
+    return LogisticRegression(C=strength, max_iter=1000).fit(scaled, wanted).predict_proba(scaled)
+
+
 @pytest.mark.parametrize("classes", [2, 3, 5])
-def test_fitted_head_gives_scikit_learns_probabilities_for_one_label(classes):
+@pytest.mark.parametrize("strength", [1.0, 30.0])
+def test_fitted_head_gives_scikit_learns_probabilities_for_one_label(classes, strength):
     features, wanted = probe_data(classes)
     task = TextClassification(labels=tuple(map(str, range(classes))))
-    reference = LogisticRegression(C=10.0, max_iter=1000).fit(features.numpy(), wanted)
-    ours = fitted(task, features, wanted)
-    assert np.allclose(ours.exp().numpy(), reference.predict_proba(features.numpy()), atol=1e-5)
-    assert ours.argmax(-1).tolist() == reference.predict(features.numpy()).tolist()
+    reference = reference_probabilities(features, wanted, strength)
+    ours = fitted(task, features, wanted, strength=strength)
+    assert np.allclose(ours.exp().numpy(), reference, atol=1e-5)
+    assert ours.argmax(-1).tolist() == reference.argmax(-1).tolist()
 
 
 def test_fitted_head_gives_scikit_learns_probabilities_for_each_label_and_knows_a_constant_one():
@@ -225,18 +243,27 @@ def test_fitted_head_gives_scikit_learns_probabilities_for_each_label_and_knows_
     task = TextClassification(labels=("a", "b", "never", "always"), multi_label=True)
     present = fitted(task, features, rows).exp()[..., 1].numpy()
     for column in (0, 1):
-        reference = LogisticRegression(C=10.0, max_iter=1000).fit(features.numpy(), rows[:, column])
-        assert np.allclose(present[:, column], reference.predict_proba(features.numpy())[:, 1], atol=1e-5)
+        assert np.allclose(present[:, column], reference_probabilities(features, rows[:, column])[:, 1], atol=1e-5)
     assert present[:, 2].max() < 0.01
     assert present[:, 3].min() > 0.99
 
 
 def test_fitted_head_of_a_single_multi_label_label():
     features, wanted = probe_data(2)
-    task = TextClassification(labels=("a",), multi_label=True)
-    reference = LogisticRegression(C=10.0, max_iter=1000).fit(features.numpy(), wanted)
-    ours = fitted(task, features, wanted[:, None]).exp()[:, 0, 1].numpy()
-    assert np.allclose(ours, reference.predict_proba(features.numpy())[:, 1], atol=1e-5)
+    ours = fitted(TextClassification(labels=("a",), multi_label=True), features, wanted[:, None]).exp()[:, 0, 1]
+    assert np.allclose(ours.numpy(), reference_probabilities(features, wanted)[:, 1], atol=1e-5)
+
+
+def test_fitted_head_predicts_the_same_however_crowded_and_far_away_the_features_are():
+    features, wanted = probe_data(3)
+    crowded = 0.01 * features + torch.arange(6.0)
+    assert torch.allclose(fitted(SINGLE, crowded, wanted), fitted(SINGLE, features, wanted), atol=1e-2)
+
+
+def test_fitted_head_predicts_how_often_a_label_occurs_when_all_features_are_equal():
+    features = torch.nn.functional.normalize(torch.tensor([[0.3, -0.7, 0.1, 0.9]]), dim=-1).expand(10, 4)
+    wanted = np.array([0] * 7 + [1] * 2 + [2])
+    assert torch.allclose(fitted(SINGLE, features, wanted).exp()[0], torch.tensor([0.7, 0.2, 0.1]), atol=1e-3)
 
 
 @pytest.mark.parametrize("present", [[0, 3], [1, 2, 3], [2]])

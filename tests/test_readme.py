@@ -1,0 +1,111 @@
+"""No page may lie: every command and every Python block of the README runs, on small data where the real would be long."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from peft_rag.cli import main
+from peft_rag.config import from_mapping
+from tests.conftest import toy_records, write_jsonl
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [
+    words
+    for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+    for line in block.splitlines()
+    for part in line.split("&&")
+    if (words := shlex.split(part))[:1] == ["peft-rag"]
+]
+RUN_FILES = sorted((ROOT / "examples").glob("*.yaml"))
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:No sentence-transformers model found"),
+]
+
+
+@pytest.fixture
+def newcomer(tmp_path: Path, tiny_bert: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A folder as a newcomer has it: the examples, and four files of their own; returns flags that make runs small."""
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("peft_rag.cli.progress.hold_back_chatter", lambda: None)
+    for seed, name in enumerate(("train", "validation", "test", "corpus", "questions")):
+        write_jsonl(tmp_path / f"{name}.jsonl", toy_records(30, seed))
+    data = [f"--{name}={name}.jsonl" for name in ("train", "validation", "test")]
+    return [*data, f"--backbone={tiny_bert}", f"--encoder={tiny_bert}", "--max_length=32", "--max_steps=2"]
+
+
+def small(words: list[str], flags: list[str]) -> list[str]:
+    """Add the flags that a command does not give itself; what it names in the README stays as written."""
+    named = {word.partition("=")[0].replace("-", "_") for word in words}
+    lasting = {"__max_length"}
+    kept = [
+        flag for flag in flags if (name := flag.partition("=")[0].replace("-", "_")) not in named or name in lasting
+    ]
+    shortened = [word for place, word in enumerate(words) if not _is_length(words, place)]
+    return [*shortened[1:], *(kept if "train" in words and "--help" not in words else [])]
+
+
+def _is_length(words: list[str], place: int) -> bool:
+    return "--max_length" in words[max(place - 1, 0) : place + 1]
+
+
+def test_readme_commands_run_as_written(newcomer: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert len(COMMANDS) >= 14
+    for words in COMMANDS:
+        few = [flag for flag in newcomer if "last_layers" not in flag]
+        given = small(words, few)
+        if "--last_layers" in given:
+            given[given.index("--last_layers") + 1] = "1"
+        try:
+            status = main(given)
+        except SystemExit as exit:
+            status = int(exit.code or 0)
+        output = capsys.readouterr()
+        assert status == 0, f"{shlex.join(words)}: {output.err}"
+        assert output.out
+
+
+def test_readme_python_runs(newcomer: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from peft_rag import RetrievalAugmentedModel
+
+    assert main(["train", *newcomer, "--corpus=corpus.jsonl", "--output=runs/mine"]) == 0
+    load = RetrievalAugmentedModel.from_pretrained
+    pushed: list[str] = []
+    monkeypatch.setattr("peft_rag.artefact.publish_folder", lambda folder, repo_id, private: pushed.append(repo_id))
+    monkeypatch.setattr(
+        RetrievalAugmentedModel,
+        "from_pretrained",
+        lambda source, **options: load("runs/mine" if source == "your-name/your-adapter" else source, **options),
+    )
+    names: dict[str, object] = {}
+    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert len(blocks) == 3
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
+    assert pushed == ["your-name/your-adapter"]
+
+
+@pytest.mark.parametrize("path", RUN_FILES, ids=lambda path: path.stem)
+def test_run_file_runs_by_changing_one_word(path: Path, newcomer: list[str]) -> None:
+    assert main(["train", f"examples/{path.name}", *newcomer, "--disable_tqdm"]) == 0
+    config = from_mapping(yaml.safe_load(path.read_text()))
+    assert (Path(config.output) / "adapter_model.safetensors").is_file()
+    others = [from_mapping(yaml.safe_load(other.read_text())).to_dict() for other in RUN_FILES]
+    same = [{name: value for name, value in other.items() if name not in ("method", "output")} for other in others]
+    assert all(other == same[0] for other in same)
+
+
+def test_readme_data_error_is_the_one_the_command_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = ['{"text": "a", "label": "b"}'] * 11 + ['{"body": "a", "label": "b"}']
+    (tmp_path / "train.jsonl").write_text("\n".join(lines))
+    assert main(["train", "--train", str(tmp_path / "train.jsonl"), "--output", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.strip() in README
