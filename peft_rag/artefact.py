@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from peft_rag.errors import ArtefactError, BrokenPluginError, FingerprintError
 from peft_rag.files import new_folder, sha256_of_file, write_json, write_text
+from peft_rag.hub import hub_forbidden, hub_reachable
 
 if TYPE_CHECKING:
     from peft_rag.backbone import Backbone
@@ -182,8 +183,11 @@ def locate(source: str, revision: str | None = None) -> Path:
         raise ArtefactError(f"artefact '{source}' is not a folder. Name the folder that --output made, or a hub id.")
     from huggingface_hub import snapshot_download
 
+    local = hub_forbidden() or not hub_reachable()
     try:
-        return Path(snapshot_download(source, revision=revision, allow_patterns=list(_PUBLISHED)))
+        return Path(
+            snapshot_download(source, revision=revision, allow_patterns=list(_PUBLISHED), local_files_only=local)
+        )
     except Exception as error:
         raise ArtefactError(
             f"artefact '{source}' is neither a folder here nor reachable on the hub "

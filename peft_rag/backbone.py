@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from peft_rag.errors import BackboneError, ConfigError
 from peft_rag.fingerprint import weights_fingerprint
+from peft_rag.hub import hub_forbidden, hub_reachable
 from peft_rag.packaged import model_location
 
 if TYPE_CHECKING:
@@ -62,12 +63,15 @@ def load_backbone(name: str, *, revision: str | None = None, dtype: str = "float
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
     location = model_location(name)
-    where = {"revision": revision, "trust_remote_code": False}
+    local = hub_forbidden() or not hub_reachable()
+    where = {"revision": revision, "trust_remote_code": False, "local_files_only": local}
     with _one_line_errors(name), quiet_transformers():
         config = AutoConfig.from_pretrained(location, **where)
         model_class = AutoModel._model_mapping[type(config)]
         pooler = {"add_pooling_layer": False} if "add_pooling_layer" in _parameters(model_class) else {}
-        model = model_class.from_pretrained(location, revision=revision, dtype=dtype, use_safetensors=True, **pooler)
+        model = model_class.from_pretrained(
+            location, revision=revision, local_files_only=local, dtype=dtype, use_safetensors=True, **pooler
+        )
         tokenizer = AutoTokenizer.from_pretrained(location, use_fast=True, **where)
     return as_backbone(model, tokenizer, name)
 

@@ -93,7 +93,7 @@ def refuse_nonempty(target: Path) -> None:
         if held:
             shown = ", ".join(held[:3]) + (", …" if len(held) > 3 else "")
             raise ArtefactError(
-                f"output folder '{target}' already holds {len(held)} files ({shown}). "
+                f"output folder '{target}' already holds {len(held)} file{'s' * (len(held) > 1)} ({shown}). "
                 "Name another with --output, or remove it first."
             )
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from peft_rag.backbone import Backbone, check_length
 from peft_rag.errors import MethodError, RetrievalError
-from peft_rag.fusion.base import Fusion, Memory, Outputs, Split
+from peft_rag.fusion.base import READ, Fusion, Memory, Outputs, Split
 from peft_rag.fusion.none import NoFusion
 from peft_rag.methods import AttachReport, attach, disabled
 from peft_rag.tasks.base import Example, Task
@@ -228,7 +228,7 @@ class RetrievalAugmentedModel(nn.Module):
         left = self.tokenizer.padding_side == "left"
         padding = {"input_ids": self.tokenizer.pad_token_id or 0}
         batch = {}
-        for name in rows[0]:
+        for name in rows[0].keys() - {READ}:
             if name == "labels":
                 batch[name] = torch.stack([row[name] for row in rows])
                 continue
@@ -275,7 +275,7 @@ class RetrievalAugmentedModel(nn.Module):
                 log_probs[place], features[place] = one, vector
             bar.update(len(chosen))
         bar.close()
-        return Outputs(torch.stack(log_probs), torch.stack(features))
+        return Outputs(torch.stack(log_probs), torch.stack(features), [row.get(READ, ()) for row in rows])
 
     def split(self, examples: Sequence[Example], *, name: str = "inputs", exclude_duplicates: bool = False) -> Split:
         """Retrieve what the active fusion needs for some examples."""

@@ -224,7 +224,7 @@ def test_empty_ids_count_as_none(tmp_path):
     path = tmp_path / "train.csv"
     path.write_text("id,text,label\n,one,a\n,two,b\nx,three,a\n", encoding="utf-8")
     splits = read_splits(TextClassification(), train=str(path), validation=str(path))
-    assert [document.id for document in splits.corpus] == ["0", "1", "x"]
+    assert [document.id for document in splits.corpus] == ["1", "2", "x"]
 
 
 def test_training_data_of_one_label_names_the_field(tmp_path):

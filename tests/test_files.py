@@ -108,7 +108,7 @@ def test_new_folder_refuses_what_came_into_its_place_meanwhile(tmp_path):
             target.mkdir()
             (target / "theirs").write_text("y")
 
-    with pytest.raises(ArtefactError, match=r"already holds 1 files \(theirs\)"):
+    with pytest.raises(ArtefactError, match=r"already holds 1 file \(theirs\)"):
         collide()
     assert names(tmp_path) == ["out"]
     assert names(target) == ["theirs"]

@@ -210,7 +210,7 @@ def test_output_that_holds_something_is_refused_before_any_work(
 ) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/precious.txt").write_text("keep me")
-    with pytest.raises(ArtefactError, match=r"already holds 1 files \(precious.txt\)"):
+    with pytest.raises(ArtefactError, match=r"already holds 1 file \(precious.txt\)"):
         finish(tiny_bert, toy_data, tmp_path / "out")
     assert (tmp_path / "out/precious.txt").read_text() == "keep me"
 

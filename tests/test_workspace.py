@@ -105,7 +105,7 @@ def test_output_that_holds_something_is_refused_before_anything_is_made(config, 
     (tmp_path / "out").mkdir()
     (tmp_path / "out/theirs").touch()
     with (
-        pytest.raises(ArtefactError, match="already holds 1 files"),
+        pytest.raises(ArtefactError, match="already holds 1 file"),
         working_folder(config, tmp_path / "out", main=True),
     ):
         raise AssertionError("the run must not begin")

@@ -15,16 +15,17 @@ import numpy as np
 
 from peft_rag.errors import ConfigError
 from peft_rag.evaluation import scores
-from peft_rag.evaluation.scores import IntArray
 
 
 class ClassificationMetric(evaluate.Metric):
     """A score of predicted against actual classes; subclasses name the score."""
 
-    score: Callable[[IntArray, IntArray], float]
+    score: Callable[..., float]
     key: str
     meaning: str
     source: str = ""
+    inputs: str = "class indices, or rows of 0/1 per label (multilabel)"
+    dtype: str = "int64"
     configurations: tuple[str, ...] = ("default", "multilabel")
 
     def __init__(self, config_name: str = "default", **options: Any) -> None:
@@ -35,12 +36,12 @@ class ClassificationMetric(evaluate.Metric):
         super().__init__(config_name=config_name, keep_in_memory=True, **options)
 
     def _info(self) -> evaluate.MetricInfo:
-        value = datasets.Value("int64")
+        value = datasets.Value(self.dtype)
         feature = datasets.Sequence(value) if self.config_name == "multilabel" else value
         return evaluate.MetricInfo(
             description=self.meaning,
             citation=self.source,
-            inputs_description="predictions and references: class indices, or rows of 0/1 per label (multilabel).",
+            inputs_description=f"predictions and references: {self.inputs}.",
             features=datasets.Features({"predictions": feature, "references": feature}),
         )
 
@@ -76,7 +77,18 @@ class MatthewsCorrelation(ClassificationMetric):
     """Correlation between predicted and actual classes."""
 
     score = staticmethod(scores.matthews_correlation)
-    key = "matthews_correlation"
+    key = "mcc"
     meaning = "Matthews' correlation for several classes, in [-1, 1]."
     configurations = ("default",)
     source = "Gorodkin 2004, doi:10.1016/j.compbiolchem.2004.09.006"
+
+
+class CalibrationError(ClassificationMetric):
+    """Expected calibration error: how far confidence lies from accuracy."""
+
+    score = staticmethod(scores.calibration_error)
+    key = "ece"
+    meaning = "Expected calibration error over 15 equal-width bins, in [0, 1]; lower is better."
+    inputs = "the probability of each decision, and 1 where it is right, else 0"
+    dtype = "float64"
+    source = "Guo et al. 2017, arXiv:1706.04599"

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from peft_rag.tasks.base import Example, Task
 
 
+READ = "read"
+"""Key under which an encoded example says which neighbours it holds; never a tensor, never given to the model."""
+
+
 @dataclass(frozen=True)
 class Shown:
     """One neighbour of one example, as an explanation shows it.
@@ -71,10 +75,12 @@ class Outputs:
     Attributes:
         log_probs: in nats, ``(N, C)`` or ``(N, C, 2)``.
         features: pooled last hidden states, ``(N, D)``.
+        read: corpus positions of the neighbours each input held; empty where inputs hold none.
     """
 
     log_probs: Tensor
     features: Tensor
+    read: Sequence[Sequence[int]] = ()
 
 
 @dataclass(frozen=True)
@@ -117,7 +123,7 @@ class Fusion(ABC):
 
         Returns:
             dictionaries with ``input_ids``, ``attention_mask``, what else the tokenizer gives, and ``pooled_mask``:
-            1 for the tokens the task may pool over.
+            1 for the tokens the task may pool over. Corpus positions of the neighbours in it go under `READ`.
         """
 
     def combine(self, outputs: Outputs, split: Split, memory: Memory | None, task: Task) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from peft_rag.errors import ConfigError, RetrievalError
-from peft_rag.fusion.base import Fusion, Memory, Outputs, Shown, Split, encode_inputs
+from peft_rag.fusion.base import READ, Fusion, Memory, Outputs, Shown, Split, encode_inputs
 
 if TYPE_CHECKING:
     from peft_rag.corpus import Corpus, Document
@@ -61,9 +61,11 @@ class ConcatFusion(Fusion):
         for row, features in enumerate(alone):
             positions = [position for position, _ in split.neighbours.row(row)[: self.k]]
             room = max_length - len(features["input_ids"]) - joining
-            chosen = _that_fit([passages(position) for position in positions], room)
-            if chosen:
-                alone[row] = _paired(tokenizer, split.examples[row].text, chosen, max_length)
+            read = _that_fit([(position, passages(position)[1]) for position in positions], room)
+            if read:
+                texts = [passages(position)[0] for position in read]
+                alone[row] = _paired(tokenizer, split.examples[row].text, texts, max_length)
+            alone[row][READ] = read
         return alone
 
     def _passages(self, tokenizer: Any, corpus: Corpus) -> Any:
@@ -93,23 +95,26 @@ class ConcatFusion(Fusion):
         return (text[: encoded["offset_mapping"][-1][1]], tokens) if tokens else ("", 0)
 
     def shown(self, outputs: Outputs, split: Split, memory: Memory | None) -> list[list[Shown]]:
-        """Return the retrieved neighbours; reading them jointly gives none of them a weight of its own."""
+        """Return the neighbours that were read, in equal shares: read jointly, none has a weight of its own."""
         if split.neighbours is None:
             return super().shown(outputs, split, memory)
-        rows = (split.neighbours.row(row)[: self.k] for row in range(len(split)))
-        return [[Shown(position, score, 1.0 / len(row)) for position, score in row] for row in rows]
+        rows = []
+        for number, read in enumerate(outputs.read):
+            scores = dict(split.neighbours.row(number))
+            rows.append([Shown(position, scores[position], 1.0 / len(read)) for position in read])
+        return rows
 
 
-def _that_fit(passages: Sequence[tuple[str, int]], room: int) -> list[str]:
-    """Return the closest passages whose tokens fit into the room; the first that does not ends the list.
+def _that_fit(passages: Sequence[tuple[int, int]], room: int) -> list[int]:
+    """Return the positions of the closest passages whose tokens fit; the first that does not ends the list.
 
     A passage of nothing but characters that the tokenizer drops has no tokens, and is left out.
     """
-    chosen: list[str] = []
-    for text, tokens in passages:
+    chosen: list[int] = []
+    for position, tokens in passages:
         if tokens > room:
             break
-        chosen += [text] if tokens else []
+        chosen += [position] if tokens else []
         room -= tokens
     return chosen
 

@@ -63,7 +63,7 @@ class TextClassification(Task):
 
     def read(self, records: Sequence[Record], *, labelled: bool = True) -> list[Example]:
         examples = []
-        for number, record in enumerate(records):
+        for number, record in enumerate(records, start=1):
             text = text_field(record, self.text_field, "--text_field")
             labels = self._labels(record) if labelled else None
             identity = _name(record, self.id_field) or str(number)
@@ -129,7 +129,7 @@ class TextClassification(Task):
 
         raw, wanted = features.double().cpu().numpy(), targets.cpu().numpy()
         mean = raw.mean(axis=0)
-        spread = float(np.sqrt(((raw - mean) ** 2).sum(axis=1).mean())) or 1.0
+        spread = float(np.sqrt(((raw - mean) ** 2).sum(axis=1).mean())) + 1e-9
         inputs = (raw - mean) / spread
         if self.multi_label:
             fits = [_logistic(inputs, column, strength) for column in wanted.T]
@@ -171,20 +171,20 @@ class TextClassification(Task):
 
     def evaluate(self, log_probs: Tensor, targets: Tensor, *, resamples: int = 1000, seed: int = 0) -> dict[str, Score]:
         """Return accuracy, macro F1 and (single-label) Matthews' correlation and ECE, or (multi-label) micro F1."""
-        from peft_rag.evaluation import scores
+        from peft_rag.evaluation import metrics
         from peft_rag.evaluation.bootstrap import bootstrap
 
         references = targets.cpu().numpy()
         predictions = log_probs.argmax(-1).cpu().numpy()
-        named: dict[str, Any] = {"accuracy": scores.accuracy, "macro_f1": scores.macro_f1}
-        named |= {"micro_f1": scores.micro_f1} if self.multi_label else {"mcc": scores.matthews_correlation}
+        third = metrics.MicroF1 if self.multi_label else metrics.MatthewsCorrelation
         result = {
-            name: bootstrap(score, predictions, references, resamples=resamples, seed=seed)
-            for name, score in named.items()
+            metric.key: bootstrap(metric.score, predictions, references, resamples=resamples, seed=seed)
+            for metric in (metrics.Accuracy, metrics.MacroF1, third)
         }
-        confidence = log_probs.amax(-1).exp().double().cpu().numpy()
+        sure = log_probs.amax(-1).exp().double().cpu().numpy()
         right = (predictions == references).astype(float)
-        result["ece"] = bootstrap(scores.calibration_error, confidence, right, resamples=resamples, seed=seed)
+        error = metrics.CalibrationError
+        result[error.key] = bootstrap(error.score, sure, right, resamples=resamples, seed=seed)
         return result
 
     def decode(self, log_probs: Tensor) -> list[tuple[tuple[str, ...], float]]:

@@ -68,4 +68,4 @@ def test_unknown_configuration_is_refused():
     assert str(caught.value) == "metric 'accuracy' has no configuration 'multilable'. Choose default or multilabel."
     with pytest.raises(ConfigError) as caught:
         MatthewsCorrelation("multilabel")
-    assert str(caught.value) == ("metric 'matthews_correlation' has no configuration 'multilabel'. Choose default.")
+    assert str(caught.value) == ("metric 'mcc' has no configuration 'multilabel'. Choose default.")

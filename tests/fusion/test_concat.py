@@ -113,7 +113,8 @@ def test_without_neighbours_an_example_is_read_as_by_no_fusion(make_tokenizer):
     examples = [Example("0", "w1 w2"), Example("1", "w3")]
     rows = ConcatFusion().encode(tokenizer, Split(examples, found([], [3])), CORPUS, 32)
     alone = NoFusion().encode(tokenizer, Split(examples), None, 32)
-    assert rows[0] == alone[0]
+    assert rows[0] == alone[0] | {"read": []}
+    assert rows[1]["read"] == [3]
     assert rows[1] != alone[1]
 
 
@@ -153,9 +154,9 @@ def test_options_below_one_are_refused(options):
     )
 
 
-def test_shown_are_the_k_nearest_with_equal_weights_that_sum_to_one():
+def test_shown_are_the_neighbours_read_with_equal_weights_that_sum_to_one():
     split = Split([Example("0", "x"), Example("1", "y"), Example("2", "z")], found([3, 1, 0], [2], []))
-    outputs = Outputs(torch.zeros(3, 2), torch.zeros(3, 4))
+    outputs = Outputs(torch.zeros(3, 2), torch.zeros(3, 4), [[3, 1], [2], []])
     rows = ConcatFusion(k=2).shown(outputs, split, None)
     assert [[one.position for one in row] for row in rows] == [[3, 1], [2], []]
     assert [[one.weight for one in row] for row in rows] == [[0.5, 0.5], [1.0], []]

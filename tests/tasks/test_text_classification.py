@@ -42,9 +42,9 @@ def test_read_takes_text_labels_ids_groups_and_places():
     )
     assert task.read(records) == [
         Example("x", "one", ("p",), "the data given row 1", "7"),
-        Example("1", "two", ("3",), "the data given row 2", ""),
+        Example("2", "two", ("3",), "the data given row 2", ""),
         Example("5", "three", ("true",), "the data given row 3", "q"),
-        Example("3", "four", ("p",), "the data given row 4", ""),
+        Example("4", "four", ("p",), "the data given row 4", ""),
     ]
 
 
