@@ -12,6 +12,7 @@ from peft_rag.errors import BackboneError, ConfigError
 from peft_rag.fingerprint import weights_fingerprint
 from peft_rag.hub import hub_forbidden, hub_reachable
 from peft_rag.packaged import model_location
+from peft_rag.quiet import quiet_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -94,22 +95,6 @@ def check_length(backbone: Backbone, max_length: int) -> None:
             f"max_length is {max_length}, but '{backbone.name}' reads 8 to {backbone.longest_input} tokens. "
             "Choose within that."
         )
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Hold back transformers' loading bars and reports inside the block."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 @contextmanager

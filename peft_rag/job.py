@@ -71,12 +71,15 @@ def run(config: RunConfig, say: Say = print) -> RunResult:
     """
     from accelerate import PartialState
 
-    state = PartialState()
+    from peft_rag.training import accelerator_available
+
+    state = PartialState(cpu=bool(config.training.get("use_cpu", not accelerator_available())))
     tell = say if state.is_main_process else _silent
     output = Path(config.output)
     with working_folder(config, output, main=state.is_main_process) as working:
         state.wait_for_everyone()
         prepared = prepare(config, working, tell)
+        prepared.model.progress_bars = state.is_main_process
         before = measure_before(prepared, tell)
         report = tune(prepared, config, tell)
         if not state.is_main_process:
@@ -179,6 +182,7 @@ def tune(prepared: Prepared, config: RunConfig, say: Say) -> TrainingReport:
         prepared.arguments,
         early_stopping_patience=config.early_stopping_patience,
         resume=config.resume,
+        say=say,
     )
 
 

@@ -87,6 +87,7 @@ class RetrievalAugmentedModel(nn.Module):
         self.tasks: dict[str, Task] = {self.adapter: task}
         self.fusions: dict[str, Fusion] = {self.adapter: fusion or NoFusion()}
         self.heads = nn.ModuleDict({self.adapter: task.make_head(backbone.hidden_size)})
+        self.progress_bars = True
         self._memory: Memory | None = None
 
     @property
@@ -265,7 +266,9 @@ class RetrievalAugmentedModel(nn.Module):
         order = sorted(range(len(rows)), key=lambda place: -len(rows[place]["input_ids"]))
         log_probs: list[Tensor] = [torch.empty(0)] * len(rows)
         features: list[Tensor] = [torch.empty(0)] * len(rows)
-        bar = tqdm(total=len(rows), desc=progress, unit="text", disable=not progress, leave=False)
+        bar = tqdm(
+            total=len(rows), desc=progress, unit="text", disable=not (progress and self.progress_bars), leave=False
+        )
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             batch = self.collate([{k: v for k, v in rows[place].items() if k != "labels"} for place in chosen])

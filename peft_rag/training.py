@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
+from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import EvalPrediction
 
 from peft_rag.errors import ConfigError, TrainingError
@@ -39,6 +39,7 @@ _DEFAULTS: dict[str, Any] = {
     "logging_steps": 10,
     "report_to": "none",
     "dataloader_pin_memory": False,
+    "ddp_find_unused_parameters": False,
 }
 
 
@@ -86,7 +87,7 @@ def training_arguments(
                 f"unknown option '{name}'.{suggest(name, sorted(known))} "
                 "peft-rag train --help lists the common ones; every name of transformers.TrainingArguments is taken."
             )
-    ours = {"learning_rate": learning_rate, "metric_for_best_model": metric, "use_cpu": not _accelerator()}
+    ours = {"learning_rate": learning_rate, "metric_for_best_model": metric, "use_cpu": not accelerator_available()}
     chosen = _DEFAULTS | ours | settings
     if chosen["eval_strategy"] == "no":
         if early_stopping_patience:
@@ -108,8 +109,18 @@ def train(
     *,
     early_stopping_patience: int = 0,
     resume: bool = False,
+    say: Callable[[str], None] = print,
 ) -> TrainingReport:
     """Train what is trainable and leave the best weights in the model.
+
+    Args:
+        model: with a method attached.
+        train_split: what it learns from.
+        validation_split: what the best weights are chosen on.
+        arguments: from `training_arguments`.
+        early_stopping_patience: evaluations without improvement after which training stops; 0 never stops early.
+        resume: go on from the last checkpoint in the arguments' output folder, if there is one.
+        say: takes a line for each evaluation.
 
     Raises:
         TrainingError: the loss is not a number, nothing is trainable, or no checkpoint can be resumed.
@@ -125,6 +136,9 @@ def train(
         compute_metrics=_metrics_of(model),
         callbacks=[EarlyStoppingCallback(early_stopping_patience)] if early_stopping_patience else [],
     )
+    for shipped in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(shipped)
+    trainer.add_callback(Progress(say, model.task.main_metric, bar=not arguments.disable_tqdm))
     checkpoint = _last_checkpoint(Path(arguments.output_dir)) if resume else None
     begun = time.perf_counter()
     result = trainer.train(resume_from_checkpoint=checkpoint)
@@ -133,6 +147,38 @@ def train(
     seen = len(train_split) * result.metrics.get("epoch", arguments.num_train_epochs)
     best = int(trainer.state.best_global_step or 0) if arguments.load_best_model_at_end else 0
     return TrainingReport(seconds, seen / seconds, int(trainer.state.global_step), best)
+
+
+class Progress(ProgressCallback):
+    """A bar over the steps with the loss on it, and one line for each look at validation."""
+
+    def __init__(self, say: Callable[[str], None], metric: str, *, bar: bool) -> None:
+        super().__init__()
+        self.say, self.metric, self.bar = say, metric, bar
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.bar:
+            super().on_train_begin(args, state, control, **kwargs)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.bar:
+            super().on_step_end(args, state, control, **kwargs)
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Show nothing: validation is short beside training."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if self.training_bar is not None and logs and "loss" in logs:
+            self.training_bar.set_postfix_str(f"loss {float(logs['loss']):.3f}")
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        if state.is_world_process_zero and metrics:
+            value, loss = metrics.get(f"eval_{self.metric}", math.nan), metrics.get("eval_loss", math.nan)
+            self.say(f"epoch {state.epoch:.3g}: validation {self.metric} {100 * value:.1f}, loss {loss:.3f}")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.bar:
+            super().on_train_end(args, state, control, **kwargs)
 
 
 class Rows(Dataset[dict[str, Any]]):
@@ -195,7 +241,8 @@ class ExamplesTrainer(Trainer):
         return super().prediction_step(model, inputs, prediction_loss_only, ["features", *(ignore_keys or [])])
 
 
-def _accelerator() -> bool:
+def accelerator_available() -> bool:
+    """Return whether this machine has a device that torch trains on faster than on the processor."""
     return bool(torch.cuda.is_available() or torch.backends.mps.is_available())
 
 

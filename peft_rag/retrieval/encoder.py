@@ -12,6 +12,7 @@ from peft_rag.files import sha256_of_json
 from peft_rag.fingerprint import weights_fingerprint
 from peft_rag.hub import hub_forbidden, hub_reachable
 from peft_rag.packaged import model_location
+from peft_rag.quiet import quiet_transformers
 from peft_rag.retrieval.cache import cached_arrays
 from peft_rag.retrieval.vectors import normalise
 
@@ -67,7 +68,8 @@ class SentenceEncoder:
         location = model_location(self.name)
         local = location != self.name or Path(location).is_dir() or hub_forbidden() or not hub_reachable()
         try:
-            model = SentenceTransformer(location, device=self.device, local_files_only=local)
+            with quiet_transformers():
+                model = SentenceTransformer(location, device=self.device, local_files_only=local)
         except Exception as error:
             reason = (str(error).strip() or "no reason given").split("\n")[0][:200].rstrip(".")
             raise BackboneError(
