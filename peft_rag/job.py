@@ -84,9 +84,10 @@ def run(config: RunConfig, say: Say = print) -> RunResult:
         report = tune(prepared, config, tell)
         if not state.is_main_process:
             return RunResult(output, {})
+        checked = prepared.model.outputs(prepared.validation, progress="validation")
         if config.head_refit:
-            refit_head(prepared, tell)
-        arms = before | measure_after(prepared, tell)
+            refit_head(prepared, checked, tell)
+        arms = before | measure_after(prepared, checked, tell)
         measured = metrics(config, prepared.model, arms, report, len(prepared.test))
         prepared.model.save_pretrained(output, metrics=measured)
     size = sum(path.stat().st_size for path in output.iterdir())
@@ -186,7 +187,7 @@ def tune(prepared: Prepared, config: RunConfig, say: Say) -> TrainingReport:
     )
 
 
-def refit_head(prepared: Prepared, say: Say) -> None:
+def refit_head(prepared: Prepared, checked: Outputs, say: Say) -> None:
     """Fit the head once more to the tuned features where that lowers the loss on validation.
 
     The method has moved the features under a head that moved little; a probe of the new features costs seconds.
@@ -195,13 +196,12 @@ def refit_head(prepared: Prepared, say: Say) -> None:
 
     model, task = prepared.model, prepared.splits.task
     features, targets = _train_features(prepared), task.targets(prepared.train.examples)
-    checked = model.outputs(prepared.validation, progress="validation").features.to(model.device)
     wanted = task.targets(prepared.validation.examples)
     best = (float("inf"), "as trained", copy.deepcopy(model.head.state_dict()))
     for strength in (None, *_REFIT_STRENGTHS):
         if strength is not None:
             task.fit_head(model.head, features, targets, strength)
-        loss = float(task.loss(task.log_probs(model.head(checked)).detach().cpu(), wanted))
+        loss = float(task.loss(model.judge(checked).log_probs, wanted))
         if loss < best[0]:
             best = (
                 loss,
@@ -224,15 +224,14 @@ def _train_features(prepared: Prepared) -> Tensor:
     return memory.features[torch.tensor([place[example.id] for example in prepared.train.examples])]
 
 
-def measure_after(prepared: Prepared, say: Say) -> dict[str, dict[str, Score]]:
+def measure_after(prepared: Prepared, checked: Outputs, say: Say) -> dict[str, dict[str, Score]]:
     """Fit the fusion on validation, then score the trained model without and with retrieval on the test split."""
     from peft_rag.fusion.none import NoFusion
 
     model, task = prepared.model, prepared.splits.task
     memory = model.memory(progress="encoding the corpus")
-    checked = model.outputs(prepared.validation, progress="validation")
     targets = task.targets(prepared.validation.examples)
-    model.fusions[model.adapter] = model.fusion.fit(checked, prepared.validation, memory, task, targets)
+    model.fusions[model.adapter] = model.fusion.fit(model.judge(checked), prepared.validation, memory, task, targets)
     say(f"fusion: {_settings(model.fusion)}")
     wanted = task.targets(prepared.test.examples)
     fused = model.outputs(prepared.test, progress="test")

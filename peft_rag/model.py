@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,31 +16,12 @@ from peft_rag.errors import MethodError, RetrievalError
 from peft_rag.fusion.base import READ, Fusion, Memory, Outputs, Split
 from peft_rag.fusion.none import NoFusion
 from peft_rag.methods import AttachReport, attach, disabled
+from peft_rag.prediction import Prediction, explained
 from peft_rag.tasks.base import Example, Task
 
 if TYPE_CHECKING:
     from peft_rag.evaluation.bootstrap import Score
     from peft_rag.knowledge import Knowledge
-
-
-@dataclass(frozen=True)
-class NeighbourShown:
-    """A neighbour as a person reads it: the document, how close it is, and how much it counted."""
-
-    id: str
-    text: str
-    labels: tuple[str, ...]
-    score: float
-    weight: float
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """One answer: the labels, their probability, and the neighbours behind them when an explanation was asked for."""
-
-    labels: tuple[str, ...]
-    probability: float
-    neighbours: tuple[NeighbourShown, ...] = ()
 
 
 class RetrievalAugmentedModel(nn.Module):
@@ -280,6 +261,12 @@ class RetrievalAugmentedModel(nn.Module):
         bar.close()
         return Outputs(torch.stack(log_probs), torch.stack(features), [row.get(READ, ()) for row in rows])
 
+    def judge(self, outputs: Outputs) -> Outputs:
+        """Return outputs with log-probabilities by the head as it is now; the features stay."""
+        with torch.no_grad():
+            log_probs = self.task.log_probs(self.head(outputs.features.to(self.device))).cpu()
+        return replace(outputs, log_probs=log_probs)
+
     def split(self, examples: Sequence[Example], *, name: str = "inputs", exclude_duplicates: bool = False) -> Split:
         """Retrieve what the active fusion needs for some examples."""
         fusion = self.fusion
@@ -339,23 +326,8 @@ class RetrievalAugmentedModel(nn.Module):
         answers = [Prediction(*answer) for answer in self.task.decode(fused)]
         if not explain or self.knowledge is None:
             return answers
-        corpus = self.knowledge.corpus
-        return [
-            replace(
-                answer,
-                neighbours=tuple(
-                    NeighbourShown(
-                        corpus[one.position].id,
-                        corpus[one.position].text,
-                        corpus[one.position].labels,
-                        one.score,
-                        one.weight,
-                    )
-                    for one in row
-                ),
-            )
-            for answer, row in zip(answers, self.fusion.shown(outputs, split, memory), strict=True)
-        ]
+        shown = self.fusion.shown(outputs, split, memory)
+        return [explained(answer, row, self.knowledge.corpus) for answer, row in zip(answers, shown, strict=True)]
 
     def evaluate(
         self, examples: Sequence[Example], *, name: str = "test", batch_size: int = 64, progress: str = ""

@@ -21,6 +21,7 @@ LAYERS = [
     {"demo", "evaluation", "retrieval"},
     {"tasks"},
     {"data", "fusion"},
+    {"prediction"},
     {"backbone", "methods"},
     {"knowledge"},
     {"model"},

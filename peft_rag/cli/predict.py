@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from peft_rag.cli.flags import refuse
 
 if TYPE_CHECKING:
-    from peft_rag.model import Prediction, RetrievalAugmentedModel
+    from peft_rag.model import RetrievalAugmentedModel
+    from peft_rag.prediction import Prediction
 
 
 def add_artefact_options(parser: argparse.ArgumentParser) -> None:
