@@ -85,7 +85,7 @@ class KnnFusion(Fusion):
         return mix(outputs.log_probs, votes, self.weight)
 
     def fit(self, outputs: Outputs, split: Split, memory: Memory | None, task: Task, targets: Tensor) -> Self:
-        """Choose k, T and λ for the highest mean log-likelihood of the validation targets.
+        """Choose k, T and λ by the task's main metric on validation, and among equals by the mean log-likelihood.
 
         A log-probability counts as -100 at least, as in torch's binary cross-entropy: where λ = 1 is given, a target
         that no neighbour votes for must not make every choice equally bad.
@@ -94,14 +94,14 @@ class KnnFusion(Fusion):
         temperatures = [self.temperature] if self.temperature else _TEMPERATURES
         weights = [self.weight] if self.weight is not None else _WEIGHTS
         found = self._search(outputs, split, memory, max(ks))
-        best, chosen = math.inf, self
+        best, chosen = (-math.inf, -math.inf), self
         for k, temperature in itertools.product(ks, temperatures):
             votes = neighbour_log_probs(found.head(k), _remembered(memory), task, temperature)
             for weight in weights:
                 mixed = mix(outputs.log_probs, votes, weight).clamp(min=_LEAST_LOG_PROB)
-                loss = float(task.loss(mixed, targets))
-                if loss < best:
-                    best, chosen = loss, replace(self, k=k, temperature=temperature, weight=weight)
+                merit = task.merit(mixed, targets)
+                if merit > best:
+                    best, chosen = merit, replace(self, k=k, temperature=temperature, weight=weight)
         return chosen
 
     def shown(self, outputs: Outputs, split: Split, memory: Memory | None) -> list[list[Shown]]:

@@ -102,6 +102,11 @@ class Task(ABC):
     def evaluate(self, log_probs: Tensor, targets: Tensor, *, resamples: int = 1000, seed: int = 0) -> dict[str, Score]:
         """Score log-probabilities against targets; each metric by name with its interval."""
 
+    def merit(self, log_probs: Tensor, targets: Tensor) -> tuple[float, float]:
+        """Return what choices on validation are made by: the main metric, then the mean log-likelihood in nats."""
+        scores = self.evaluate(log_probs, targets, resamples=0)
+        return scores[self.main_metric].value, -float(self.loss(log_probs, targets))
+
     @abstractmethod
     def decode(self, log_probs: Tensor) -> list[tuple[tuple[str, ...], float]]:
         """Return, per example, the predicted labels and the probability of that prediction."""
