@@ -57,9 +57,11 @@ def _front_matter(manifest: Mapping[str, Any], metrics: Mapping[str, Any]) -> st
 def _results(metrics: Mapping[str, Any]) -> str:
     if not metrics.get("arms"):
         return "## Results\n\nNot measured.\n"
+    twice = metrics.get("test_examples_in_corpus", 0)
+    overlap = f" {twice:,} of them stand in the corpus too." if twice else ""
     return (
         f"## Results\n\nIn percent on {metrics['test_examples']:,} examples ({metrics['data']['test']}), with 95% "
-        f"bootstrap intervals; seed {metrics['seed']}.\n\n{results_table(metrics['arms'])}"
+        f"bootstrap intervals; seed {metrics['seed']}.{overlap}\n\n{results_table(metrics['arms'])}"
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_rag.config import RunConfig
+from peft_rag.corpus import count_duplicates
 from peft_rag.data import Splits, read_splits
 from peft_rag.errors import RetrievalError
 from peft_rag.parts import make_part
@@ -88,7 +89,15 @@ def run(config: RunConfig, say: Say = print) -> RunResult:
         if config.head_refit:
             refit_head(prepared, checked, tell)
         arms = before | measure_after(prepared, checked, tell)
-        measured = metrics(config, prepared.model, arms, report, len(prepared.test))
+        twice = count_duplicates((example.text for example in prepared.test.examples), prepared.splits.corpus)
+        measured = metrics(
+            config,
+            prepared.model,
+            arms,
+            report,
+            test_examples=len(prepared.test),
+            test_examples_in_corpus=twice,
+        )
         prepared.model.save_pretrained(output, metrics=measured)
     size = sum(path.stat().st_size for path in output.iterdir())
     for line in (

@@ -17,7 +17,13 @@ Arms = Mapping[str, Mapping[str, "Score"]]
 
 
 def metrics(
-    config: RunConfig, model: RetrievalAugmentedModel, arms: Arms, training: TrainingReport, test_examples: int
+    config: RunConfig,
+    model: RetrievalAugmentedModel,
+    arms: Arms,
+    training: TrainingReport,
+    *,
+    test_examples: int,
+    test_examples_in_corpus: int,
 ) -> dict[str, Any]:
     """Return the content of ``metrics.json``.
 
@@ -30,6 +36,7 @@ def metrics(
         arms: scores by arm and metric; ``untrained`` and ``without_retrieval`` at least.
         training: what it cost.
         test_examples: how many examples the scores rest on.
+        test_examples_in_corpus: how many of their texts stand in the corpus too.
     """
     from peft_rag.artefact import versions
 
@@ -42,6 +49,7 @@ def metrics(
         "test": _values(after),
         "arms": {arm: {name: score.to_dict() for name, score in scores.items()} for arm, scores in arms.items()},
         "test_examples": test_examples,
+        "test_examples_in_corpus": test_examples_in_corpus,
         "trainable_parameters": trained,
         "trainable_percent": 100 * trained / total,
         "artefact_bytes": 0,

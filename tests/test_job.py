@@ -114,6 +114,20 @@ def test_multi_label_data_is_trained_and_predicted(tiny_bert: str, tmp_path: Pat
     assert all(answer.neighbours for answer in answers)
 
 
+def test_texts_that_stand_in_the_corpus_too_are_counted(
+    tiny_bert: str, toy_data: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from peft_rag.cli import main
+
+    seen = [{**record, "text": record["text"].upper()} for record in toy_records(60, 1)[:4]]
+    mixed = write_jsonl(tmp_path / "mixed.jsonl", [*seen, *toy_records(20, 3)])
+    metrics = finish(tiny_bert, {**toy_data, "test": mixed}, tmp_path / "out")
+    assert metrics["test_examples_in_corpus"] == 4
+    assert "4 of them stand in the corpus too." in (tmp_path / "out/README.md").read_text()
+    assert main(["evaluate", str(tmp_path / "out"), "--data", mixed]) == 0
+    assert "note: 4 of these texts stand in the corpus too" in capsys.readouterr().out
+
+
 def test_lora_artefact_loads_in_plain_peft(tiny_bert: str, toy_data: dict[str, str], tmp_path: Path) -> None:
     finish(tiny_bert, toy_data, tmp_path / "out", fusion="none")
     model = load(str(tmp_path / "out"))

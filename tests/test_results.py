@@ -35,7 +35,7 @@ def measured(arms=ARMS, **changes):
     )
     training = SimpleNamespace(seconds=12.5, examples_per_second=40.0, steps=50, best_step=30)
     config = RunConfig(**({"train": "a.jsonl", "output": "out", "seed": 3, "resume": True} | changes))
-    return metrics(config, model, arms, training, test_examples=1000)
+    return metrics(config, model, arms, training, test_examples=1000, test_examples_in_corpus=3)
 
 
 def test_metrics_hold_before_after_and_every_arm_with_its_interval():

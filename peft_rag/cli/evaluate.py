@@ -29,6 +29,7 @@ def add_to(commands: Any) -> None:
 
 
 def _run(known: argparse.Namespace, rest: Sequence[str]) -> None:
+    from peft_rag.corpus import count_duplicates
     from peft_rag.files import write_json
     from peft_rag.parts import make_part
     from peft_rag.records import read_records
@@ -40,7 +41,14 @@ def _run(known: argparse.Namespace, rest: Sequence[str]) -> None:
     records = read_records(known.data)
     model = load_artefact(known)
     task = make_part(type(model.task), "task", model.task.to_dict() | given_fields(known))
-    scores = model.evaluate(task.read(records), batch_size=known.batch_size, progress="evaluating")
+    examples = task.read(records)
+    if model.knowledge is not None:
+        twice = count_duplicates((example.text for example in examples), model.knowledge.corpus)
+        if twice:
+            print(
+                f"note: {twice:,} of these texts stand in the corpus too; a model that retrieves is flattered by them"
+            )
+    scores = model.evaluate(examples, batch_size=known.batch_size, progress="evaluating")
     print(f"in percent on {len(records):,} examples of {known.data}, 95% bootstrap intervals in brackets")
     for name, score in scores.items():
         print(f"{name.ljust(12)}{score}")
