@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_rag.errors import ArtefactError, BrokenPluginError, FingerprintError
-from peft_rag.files import new_folder, sha256_of_file, write_json, write_text
+from peft_rag.files import new_folder, sha256_of_file, sha256_of_json, write_json, write_text
 from peft_rag.hub import hub_forbidden, hub_reachable
 
 if TYPE_CHECKING:
@@ -133,6 +133,7 @@ def load(
     )
     state = load_file(folder / "head.safetensors")
     model.head.load_state_dict({name.removeprefix("head."): tensor for name, tensor in state.items()})
+    model.saved_as = sha256_of_json([manifest["files"], found.fingerprint])
     model.requires_grad_(False)
     model.eval()
     return model

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from peft_rag.backbone import Backbone, check_length
 from peft_rag.errors import MethodError, RetrievalError
+from peft_rag.files import sha256_of_json
 from peft_rag.fusion.base import READ, Fusion, Memory, Outputs, Split
 from peft_rag.fusion.none import NoFusion
 from peft_rag.methods import AttachReport, attach, disabled
 from peft_rag.prediction import Prediction, explained
+from peft_rag.retrieval.cache import cached_arrays
 from peft_rag.tasks.base import Example, Task
 
 if TYPE_CHECKING:
@@ -69,6 +71,7 @@ class RetrievalAugmentedModel(nn.Module):
         self.fusions: dict[str, Fusion] = {self.adapter: fusion or NoFusion()}
         self.heads = nn.ModuleDict({self.adapter: task.make_head(backbone.hidden_size)})
         self.progress_bars = True
+        self.saved_as = ""
         self._memory: Memory | None = None
 
     @property
@@ -147,7 +150,8 @@ class RetrievalAugmentedModel(nn.Module):
         if name not in self.heads:
             raise MethodError(f"no adapter '{name}'. There are: {', '.join(self.heads)}.")
         self.backbone.set_adapter(name)
-        self.adapter, self._memory = name, None
+        self.forget()
+        self.adapter = name
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
@@ -281,22 +285,33 @@ class RetrievalAugmentedModel(nn.Module):
         )
 
     def memory(self, *, progress: str = "") -> Memory | None:
-        """Return the corpus as the active fusion needs it, encoded once for the weights as they are now."""
-        fusion = self.fusion
-        if self.knowledge is None or not fusion.needs_labels:
+        """Return the corpus as the active fusion needs it, encoded once for the weights as they are now.
+
+        The features of a saved model (`saved_as`) are kept on disk beside its neighbours, and read from there.
+        """
+        fusion, knowledge = self.fusion, self.knowledge
+        if knowledge is None or not fusion.needs_labels:
             return None
         if self._memory is None:
-            examples = labelled_examples(self.knowledge)
-            targets = self.task.targets(examples)
+            examples = labelled_examples(knowledge)
+
+            def encode() -> dict[str, Any]:
+                outputs = self.outputs(Split(examples), fusion=NoFusion(), progress=progress)
+                return {"features": outputs.features.numpy()}
+
             features = None
-            if fusion.needs_features:
-                features = self.outputs(Split(examples), fusion=NoFusion(), progress=progress).features
-            self._memory = Memory(targets, features)
+            if fusion.needs_features and self.saved_as:
+                key = sha256_of_json([self.saved_as, knowledge.corpus.fingerprint, self.max_length])
+                folder = knowledge.cache / "features" / key.removeprefix("sha256:")
+                features = torch.tensor(cached_arrays(folder, {"documents": len(examples)}, encode)["features"])
+            elif fusion.needs_features:
+                features = torch.from_numpy(encode()["features"])
+            self._memory = Memory(self.task.targets(examples), features)
         return self._memory
 
     def forget(self) -> None:
         """Drop the encoded corpus; needed after the trained weights have changed."""
-        self._memory = None
+        self._memory, self.saved_as = None, ""
 
     def predict(
         self,

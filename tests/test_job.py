@@ -90,6 +90,26 @@ def test_training_data_is_the_corpus_and_the_held_out_share_is_validation(tiny_b
     assert "the validation split, on which settings were chosen too" in card
 
 
+def test_saved_model_encodes_its_corpus_once(
+    tiny_bert: str, toy_data: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from peft_rag.model import RetrievalAugmentedModel
+
+    finish(tiny_bert, toy_data, tmp_path / "out")
+    encoded: list[int] = []
+    outputs = RetrievalAugmentedModel.outputs
+
+    def counted(self: Any, split: Any, **options: Any) -> Any:
+        encoded.append(len(split))
+        return outputs(self, split, **options)
+
+    monkeypatch.setattr(RetrievalAugmentedModel, "outputs", counted)
+    first = load(str(tmp_path / "out")).predict(["apple pear"], explain=True)
+    again = load(str(tmp_path / "out")).predict(["apple pear"], explain=True)
+    assert first == again
+    assert encoded == [60, 1, 1]
+
+
 def test_shots_are_drawn_again_when_the_artefact_is_loaded(
     tiny_bert: str, toy_data: dict[str, str], tmp_path: Path
 ) -> None:
