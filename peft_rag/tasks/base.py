@@ -72,14 +72,15 @@ class Task(ABC):
         """Return a fresh head from features ``(B, D)`` to logits."""
 
     @abstractmethod
-    def fit_head(self, head: nn.Module, features: Tensor, targets: Tensor, strength: float = 1.0) -> None:
+    def fit_head(self, head: nn.Module, features: Tensor, targets: Tensor, strength: float | None = None) -> None:
         """Set the head to a linear probe of features ``(N, D)``.
 
         Args:
             head: from `make_head`.
             features: ``(N, D)``, held fixed.
             targets: of the N examples.
-            strength: inverse of the probe's regularisation; more fits the training examples closer.
+            strength: inverse of the probe's regularisation; more fits the training examples closer. None takes one
+                that is soft enough to leave a method something to learn.
         """
 
     @abstractmethod

@@ -119,14 +119,17 @@ class TextClassification(Task):
 
         return nn.Linear(hidden_size, len(self.labels))
 
-    def fit_head(self, head: nn.Module, features: Tensor, targets: Tensor, strength: float = 1.0) -> None:
+    def fit_head(self, head: nn.Module, features: Tensor, targets: Tensor, strength: float | None = None) -> None:
         """Fit a logistic regression (one against the rest when multi-label) and copy it into the head.
 
         It is fitted to (f - μ)/σ, with μ the mean feature and σ² the mean squared distance from it, and folded back
-        into the head, so that a strength means the same on any backbone, however crowded its features are.
+        into the head, so that a strength means the same on any backbone, however crowded its features are. By default
+        the strength is C/10, 1 at least: on validation, 1 served the 11 topics of wiki-topics better than 10, and 10
+        the 77 intents of banking77 better than 1.
         """
         import torch
 
+        strength = max(1.0, len(self.labels) / 10) if strength is None else strength
         raw, wanted = features.double().cpu().numpy(), targets.cpu().numpy()
         mean = raw.mean(axis=0)
         spread = float(np.sqrt(((raw - mean) ** 2).sum(axis=1).mean())) + 1e-9
