@@ -111,7 +111,7 @@ def run(config: RunConfig, say: Say = print) -> RunResult:
 
 
 def prepare(config: RunConfig, working: Path, say: Say) -> Prepared:
-    """Read the data, load the models, retrieve the neighbours; nothing is trained yet."""
+    """Read the data, load the models, attach the method, retrieve the neighbours; nothing is trained yet."""
     task = make_part(load(TASKS, config.task), "task", _task_options(config))
     fusion: Fusion = make_part(load(FUSIONS, config.fusion), "fusion", config.part_options("fusion"))
     splits = _splits(config, task)
@@ -154,7 +154,10 @@ def prepare(config: RunConfig, working: Path, say: Say) -> Prepared:
         knowledge,
         max_length=config.max_length,
         head_dropout=max(config.dropout, 0.0),
-    ).to(arguments.device)
+    )
+    method_options = config.part_options("method")
+    say(str(model.attach(config.method, last_layers=config.last_layers or None, **method_options)))
+    model.to(arguments.device)
     _set_dropout(model, config.dropout)
     return Prepared(model, splits, arguments, *_retrieve(knowledge, splits, fusion))
 
@@ -164,7 +167,8 @@ def measure_before(prepared: Prepared, say: Say) -> dict[str, dict[str, Score]]:
     from peft_rag.fusion.none import NoFusion
 
     model, task = prepared.model, prepared.splits.task
-    outputs = model.outputs(prepared.test, fusion=NoFusion(), progress="untrained model")
+    with model.disable_adapter():
+        outputs = model.outputs(prepared.test, fusion=NoFusion(), progress="untrained model")
     targets = task.targets(prepared.test.examples)
     arms = {"untrained": task.evaluate(outputs.log_probs, targets)}
     if all(document.labels for document in prepared.splits.corpus):
@@ -175,16 +179,14 @@ def measure_before(prepared: Prepared, say: Say) -> dict[str, dict[str, Score]]:
 
 
 def tune(prepared: Prepared, config: RunConfig, say: Say) -> TrainingReport:
-    """Attach the method, start the head from a linear probe, and train."""
+    """Start the head from a linear probe of the frozen features, and train."""
     from peft_rag.training import train
 
     model, task = prepared.model, prepared.splits.task
     if config.head_init == "probe":
-        outputs = model.outputs(prepared.train, progress="frozen features")
+        with model.disable_adapter():
+            outputs = model.outputs(prepared.train, progress="frozen features")
         task.fit_head(model.head, outputs.features, task.targets(prepared.train.examples))
-    options = config.part_options("method")
-    say(str(model.attach(config.method, last_layers=config.last_layers or None, **options)))
-    model.to(prepared.arguments.device)
     return train(
         model,
         prepared.train,

@@ -118,7 +118,7 @@ def suggest(name: str, known: list[str]) -> str:
     >>> suggest("lorra", ["adapter", "lora"])
     " Did you mean 'lora'?"
     """
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f" Did you mean '{near[0]}'?" if near else ""
 
 
