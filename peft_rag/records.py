@@ -7,6 +7,7 @@ A source is a JSON Lines, CSV, TSV or Parquet file, a folder written by ``datase
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from peft_rag.errors import DataError
 from peft_rag.hub import hub_forbidden, hub_reachable
 from peft_rag.registry import suggest
-from peft_rag.text_files import kind_of, read_rows
+from peft_rag.text_files import Row, kind_of, read_rows
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -101,15 +102,24 @@ def read_records(source: Source) -> list[Record]:
     Raises:
         DataError: the source cannot be found or read, or holds no record.
     """
-    if not isinstance(source, (str, os.PathLike)):
-        records = list(_in_memory(source))
-        name = records[0].source if records else "the data given"
-    else:
-        name = os.fspath(source)
-        records = list(_read_named(name))
-    if not records:
-        raise DataError(f"{short_name(name)}: holds no records. Give a file with at least one.")
-    return records
+    return list(iter_records(source))
+
+
+def iter_records(source: Source) -> Iterator[Record]:
+    """Yield the records of a source in their order, as `read_records` does, holding a few at a time.
+
+    JSON Lines, Parquet and ``datasets`` are streamed; a ``.json``, ``.csv`` or ``.tsv`` file is read whole first.
+
+    Raises:
+        DataError: the source cannot be found or read, or holds no record; a bad line is met when its turn comes.
+    """
+    name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
+    records = _in_memory(source) if name is None else _read_named(name)
+    first = next(records, None)
+    if first is None:
+        raise DataError(f"{short_name(name or 'the data given')}: holds no records. Give a file with at least one.")
+    yield first
+    yield from records
 
 
 def text_field(record: Record, name: str, flag: str) -> str:
@@ -245,24 +255,47 @@ def _read_file(name: str, path: Path, suffix: str) -> Iterator[Record]:
         if path.stat().st_size == 0:
             raise DataError(f"{path.name}: the file is empty. Give one with at least one record.")
         if suffix == ".parquet":
-            return _parquet(name, path)
-        rows = read_rows(path)
+            yield from _parquet(name, path)
+            return
+        rows = _json_lines(path) if suffix == ".jsonl" else read_rows(path)
+        for line, unit, fields in rows:
+            yield Record(fields, name, line, unit)
     except OSError as error:
         raise DataError(f"{name}: cannot be read ({error.strerror or error}). Check the file.") from None
-    return (Record(fields, name, line, unit) for line, unit, fields in rows)
 
 
 def _parquet(name: str, path: Path) -> Iterator[Record]:
     import pyarrow
     import pyarrow.parquet
 
-    try:
-        rows = pyarrow.parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(
-            f"{path.name}: not a Parquet file, or a damaged one ({_first_line(error)}). Write it anew."
-        ) from None
-    return _numbered(rows, name)
+    def rows() -> Iterator[dict[str, Any]]:
+        try:
+            with pyarrow.parquet.ParquetFile(path) as file:
+                for batch in file.iter_batches(1024):
+                    yield from batch.to_pylist()
+        except (pyarrow.ArrowException, OSError) as error:
+            raise DataError(
+                f"{path.name}: not a Parquet file, or a damaged one ({_first_line(error)}). Write it anew."
+            ) from None
+
+    return _numbered(rows(), name)
+
+
+def _json_lines(path: Path) -> Iterator[Row]:
+    """Yield the rows of a JSON Lines file, a line at a time; `read_rows` says what is wrong with a bad one."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                fields = json.loads(text) if text.strip() else None
+                bad = "\0" in text or not isinstance(fields, (dict, type(None))) or text.strip() == "null"
+            except (ValueError, RecursionError):
+                bad = True
+            if bad:
+                yield from (row for row in read_rows(path) if row.line >= number)
+                return
+            if fields is not None:
+                yield Row(number, "line", fields)
 
 
 def _in_memory(source: Any) -> Iterator[Record]:

@@ -57,7 +57,9 @@ def test_load_names_the_nearest_when_the_name_is_unknown(group, wrong, nearest, 
 
 
 def test_load_suggests_nothing_when_no_name_is_near():
-    with pytest.raises(UnknownRetrieverError, match=r"^no retriever 'zzzzzz'\. Installed: exact, hnsw \(peft-rag"):
+    with pytest.raises(
+        UnknownRetrieverError, match=r"^no retriever 'zzzzzz'\. Installed: bm25, exact, hnsw, hybrid.* \(peft-rag"
+    ):
         describe(RETRIEVERS, "zzzzzz")
 
 

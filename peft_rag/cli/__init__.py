@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from peft_rag import __version__
-from peft_rag.cli import evaluate, plugins, predict, train
+from peft_rag.cli import evaluate, index, plugins, predict, train
 from peft_rag.errors import PeftRagError
 
 _DESCRIPTION = """\
@@ -59,6 +59,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"peft-rag {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for module in (train, predict, evaluate, plugins):
+    for module in (train, predict, evaluate, index, plugins):
         module.add_to(commands)
     return parser

@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from peft_rag.testing.backbones import TINY_BACKBONES
 from peft_rag.testing.methods import MethodCheck, check_method
+from peft_rag.testing.retrievers import RetrieverCheck, WordEncoder, check_retriever
 
-__all__ = ["TINY_BACKBONES", "MethodCheck", "check_method"]
+__all__ = ["TINY_BACKBONES", "MethodCheck", "RetrieverCheck", "WordEncoder", "check_method", "check_retriever"]

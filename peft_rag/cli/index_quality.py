@@ -1,0 +1,250 @@
+"""``peft-rag index evaluate | overlap``: how good retrieval is, and which queries stand in the corpus already."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peft_rag.cli.flags import read_flags, refuse
+from peft_rag.config import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from peft_rag.corpus import Corpus
+    from peft_rag.records import Record
+    from peft_rag.retrieval.base import Neighbours, Retriever
+    from peft_rag.retrieval.neighbours import Query
+    from peft_rag.retrieval.overlap import OverlapReport
+
+_EVALUATE = """\
+Search a corpus for every query and say how good what is found is: recall@k, MRR and nDCG against judgements of
+relevance, the graph's recall against exact search, and queries a second.
+
+  peft-rag index evaluate --corpus docs.jsonl --queries questions.jsonl --qrels judged.qrels
+  peft-rag index evaluate --corpus docs.jsonl --queries questions.jsonl --relevant-field doc_ids --retriever bm25
+  peft-rag index evaluate --corpus docs.jsonl --queries questions.jsonl --retriever.exact_below 0 --recall 0.99
+
+A qrels file holds lines of: query-id 0 document-id grade. Options of the retriever are given as --retriever.NAME.
+"""
+
+_OVERLAP = """\
+List the queries that the corpus holds: word for word (but for case, white space and Unicode form), or nearly, by the
+similarity of sentence vectors. Scores on such queries say little about others.
+
+  peft-rag index overlap --corpus train.jsonl --queries test.jsonl
+  peft-rag index overlap --corpus train.jsonl --queries test.jsonl --threshold 0.9 --output overlap.json
+"""
+
+
+def add_to(subcommands: Any) -> None:
+    """Add both subcommands."""
+    parser = _parser(subcommands, "evaluate", "measure how good retrieval is", _EVALUATE)
+    parser.add_argument("--qrels", help="judgements of relevance in TREC's format")
+    parser.add_argument(
+        "--relevant-field", "--relevant_field", help="field of a query with the ids of its relevant documents"
+    )
+    parser.add_argument("--retriever", default="hnsw", help="retriever by name (hnsw); see peft-rag retrievers")
+    parser.add_argument("--k", type=int, default=10, help="documents for each query (10)")
+    parser.add_argument("--recall", type=float, help="find also the smallest ef by which the graph reaches this recall")
+    parser.set_defaults(run=_evaluate)
+    parser = _parser(subcommands, "overlap", "list queries that the corpus holds", _OVERLAP)
+    parser.add_argument("--threshold", type=float, default=0.95, help="least similarity of near duplicates (0.95)")
+    parser.add_argument("--exact-only", "--exact_only", action="store_true", help="look for no near duplicates")
+    parser.add_argument("--show", type=int, default=10, help="pairs to print (10); --output writes all")
+    parser.set_defaults(run=_overlap)
+
+
+def _parser(subcommands: Any, name: str, line: str, teach: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = subcommands.add_parser(
+        name,
+        help=line,
+        description=teach,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--corpus", required=True, help="the documents: a file, folder, demo:NAME/SPLIT or hub id")
+    parser.add_argument("--queries", required=True, help="the queries, in the same formats")
+    parser.add_argument("--text-field", "--text_field", default="text", help="field that holds the text (text)")
+    parser.add_argument("--id-field", "--id_field", default="id", help="field of the id (id); else its number is used")
+    parser.add_argument("--same-data", "--same_data", action="store_true", help="the queries are documents themselves")
+    parser.add_argument(
+        "--encoder", default=DEFAULT_MODEL, help=f"sentence encoder by name or folder ({DEFAULT_MODEL})"
+    )
+    parser.add_argument("--output", help="write the result here as JSON too")
+    parser.set_defaults(flags=[flag for action in parser._actions for flag in action.option_strings])
+    return parser
+
+
+def _evaluate(known: argparse.Namespace, rest: Sequence[str]) -> None:
+    from peft_rag.cli.progress import hold_back_chatter, say
+    from peft_rag.files import write_json
+    from peft_rag.knowledge import make_retriever
+    from peft_rag.retrieval.neighbours import forbidden_positions
+
+    options = _retriever_options(known, rest)
+    hold_back_chatter()
+    corpus, records, queries = _read(known)
+    judgements = _judgements(known, records, queries)
+    retriever = make_retriever(known.retriever, known.encoder, options)
+    _check_recall(known, retriever)
+    retriever.index(corpus, progress="corpus")
+    exclude = None
+    if known.same_data:
+        exclude = [set(row) for row in forbidden_positions(corpus, queries, same_data=True, exclude_duplicates=True)]
+    result = _measure(known, retriever, corpus, queries, judgements, exclude)
+    say(f"{known.retriever}, {len(queries):,} queries over {len(corpus):,} documents")
+    for name, value in result.items():
+        say(f"{name.ljust(26)}{_shown(value)}")
+    if known.output:
+        about = {"retriever": known.retriever, "settings": retriever.settings(), "queries": len(queries)}
+        write_json(Path(known.output), {**about, "documents": len(corpus), "k": known.k, "scores": result})
+
+
+def _check_recall(known: argparse.Namespace, retriever: Retriever) -> None:
+    from peft_rag.errors import ConfigError
+    from peft_rag.retrieval.hnsw import HnswRetriever
+
+    if known.recall is not None and not isinstance(retriever, HnswRetriever):
+        raise ConfigError(f"--recall chooses ef for a graph, but the retriever is '{known.retriever}'. Use hnsw.")
+
+
+def _measure(
+    known: argparse.Namespace,
+    retriever: Retriever,
+    corpus: Corpus,
+    queries: Sequence[Query],
+    judgements: dict[str, dict[str, float]] | None,
+    exclude: Any,
+) -> dict[str, Any]:
+    """Search once, timed, and score what was found."""
+    from peft_rag.retrieval.dense import DenseRetriever
+    from peft_rag.retrieval.quality import score_rankings
+
+    result: dict[str, Any] = {}
+    texts = [query.text for query in queries]
+    vectors = retriever.encoder.encode(texts, "queries") if isinstance(retriever, DenseRetriever) else None
+    started = time.perf_counter()
+    if isinstance(retriever, DenseRetriever) and vectors is not None:
+        found = retriever.search_vectors(vectors, known.k, exclude)
+    else:
+        found = retriever.search(texts, known.k, exclude)
+    seconds = time.perf_counter() - started
+    if judgements is not None:
+        rankings = {
+            query.id: [corpus[position].id for position, _ in found.row(row)] for row, query in enumerate(queries)
+        }
+        scores = score_rankings(rankings, judgements, known.k)
+        names = {f"recall@{known.k}": scores.recall, f"MRR@{known.k}": scores.mrr, f"nDCG@{known.k}": scores.ndcg}
+        result |= {**names, "judged queries": scores.queries}
+    if isinstance(retriever, DenseRetriever) and vectors is not None:
+        result |= _against_exact(known, retriever, vectors, found, exclude)
+    encoded = " after encoding" if vectors is not None else ""
+    return {**result, f"queries/s{encoded}": len(queries) / max(seconds, 1e-9)}
+
+
+def _against_exact(
+    known: argparse.Namespace, retriever: Any, vectors: NDArray[np.float32], found: Neighbours, exclude: Any
+) -> dict[str, Any]:
+    from peft_rag.retrieval.quality import choose_ef, graph_recall
+    from peft_rag.retrieval.vectors import exact_search
+
+    result: dict[str, Any] = {
+        "graph recall vs exact": graph_recall(found, exact_search(vectors, retriever.vectors, known.k, exclude))
+    }
+    if known.recall is not None:
+        chosen = choose_ef(retriever, vectors, known.k, known.recall)
+        result |= {f"ef for recall {known.recall:g}": chosen.ef, "recall with that ef": chosen.recall}
+    return result
+
+
+def _overlap(known: argparse.Namespace, rest: Sequence[str]) -> None:
+    from peft_rag.cli.progress import hold_back_chatter, say
+    from peft_rag.files import write_json
+    from peft_rag.retrieval.cache import cache_folder
+    from peft_rag.retrieval.encoder import SentenceEncoder
+    from peft_rag.retrieval.overlap import EXACT, NEAR, find_overlap
+
+    refuse(rest, [*known.flags, "--threshold", "--exact-only", "--show"])
+    hold_back_chatter()
+    corpus, _, queries = _read(known)
+    encoder = None if known.exact_only else SentenceEncoder(known.encoder, cache=cache_folder())
+    report = find_overlap(
+        queries, corpus, encoder, threshold=known.threshold, same_data=known.same_data, progress="overlap"
+    )
+    exact, near = report.mask(EXACT), report.mask(NEAR)
+    counts = {"exact": int(exact.sum()), "near only": int((near & ~exact).sum()), "clean": int((~exact & ~near).sum())}
+    say(f"{len(queries):,} queries against {len(corpus):,} documents")
+    for name, count in counts.items():
+        say(f"{name.ljust(12)}{count:>8,}  {100 * count / len(queries):5.1f}%")
+    pairs = _pairs(report, corpus, queries)
+    for pair in pairs[: max(0, known.show)]:
+        say(f"  {pair['kind']} {pair['similarity']:.3f}  {pair['query']} = {pair['document']}  {pair['text'][:70]}")
+    if len(pairs) > known.show:
+        say(f"  and {len(pairs) - known.show:,} more; --output FILE writes all")
+    if known.output:
+        write_json(Path(known.output), {"counts": counts, "threshold": report.threshold, "pairs": pairs})
+
+
+def _pairs(report: OverlapReport, corpus: Corpus, queries: Sequence[Query]) -> list[dict[str, Any]]:
+    return [
+        {
+            **asdict(pair),
+            "query": queries[pair.query].id,
+            "document": corpus[pair.position].id,
+            "text": " ".join(queries[pair.query].text.split()),
+        }
+        for pair in report.pairs
+    ]
+
+
+def _read(known: argparse.Namespace) -> tuple[Corpus, list[Record], list[Query]]:
+    """Read corpus and queries; both call their fields alike."""
+    from peft_rag.corpus import Corpus
+    from peft_rag.records import read_records
+    from peft_rag.retrieval.neighbours import Query
+
+    fields = {"text_field": known.text_field, "id_field": known.id_field}
+    corpus = Corpus.read(known.corpus, **fields)
+    records = read_records(known.queries)
+    asked = Corpus.read(known.queries, **fields)
+    return corpus, records, [Query(document.id, document.text) for document in asked]
+
+
+def _judgements(
+    known: argparse.Namespace, records: Sequence[Record], queries: Sequence[Query]
+) -> dict[str, dict[str, float]] | None:
+    from peft_rag.errors import ConfigError
+    from peft_rag.retrieval.quality import judgements_in, read_qrels
+
+    if known.qrels and known.relevant_field:
+        raise ConfigError("--qrels and --relevant-field both name judgements. Keep one.")
+    if known.qrels:
+        return read_qrels(known.qrels)
+    if known.relevant_field:
+        return judgements_in(records, [query.id for query in queries], known.relevant_field)
+    return None
+
+
+def _retriever_options(known: argparse.Namespace, rest: Sequence[str]) -> dict[str, Any]:
+    """Read ``--retriever.NAME value`` from the words left over; values are read as YAML."""
+    import yaml
+
+    options = {}
+    for name, value in read_flags(rest).items():
+        part, dot, option = name.partition(".")
+        if part != "retriever" or not dot:
+            refuse([f"--{name}"], [*known.flags, "--qrels", "--relevant-field", "--retriever", "--k", "--recall"])
+        options[option] = yaml.safe_load(value)
+    return options
+
+
+def _shown(value: Any) -> str:
+    if not isinstance(value, float):
+        return f"{value:,}"
+    return f"{value:,.0f}" if value > 1 else f"{value:.4f}"

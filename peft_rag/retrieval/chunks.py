@@ -1,0 +1,244 @@
+"""Long documents in pieces that are found one by one, and long inputs of which only the pieces that matter are read."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from peft_rag.corpus import Corpus, Document
+from peft_rag.errors import ConfigError
+from peft_rag.retrieval.base import Encoder
+from peft_rag.retrieval.vectors import check_k, exact_search
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    Span: TypeAlias = tuple[int, int]
+    Chunker: TypeAlias = Callable[[Document], list[Document]]
+
+DOCUMENT, START, END = "document", "start", "end"
+
+# A sentence ends after its closing marks where white space follows, after a full stop of scripts that use no spaces, or
+# at an empty line. Abbreviations are not known: "Dr. Who" is cut, which costs a chunk nothing but an odd border.
+_SENTENCE_END = re.compile(r"[.!?…][\"'”’»)\]]*(?=\s)|[。！？][」』”’）]*|\n[^\S\n]*\n")
+
+
+def chunk_by_tokens(document: Document, tokenizer: Any, size: int = 128, overlap: int = 32) -> list[Document]:
+    """Cut a document every so many tokens.
+
+    Chunk i begins at token i · (size - overlap) and holds ``size`` tokens, the last one what is left.
+
+    Args:
+        document: the document.
+        tokenizer: a fast tokenizer of transformers, which knows each token's place in the text.
+        size: tokens in a chunk, the encoder's special ones not counted.
+        overlap: tokens that two chunks share.
+
+    Returns:
+        At least one chunk: documents with id ``ID#1``, ``ID#2``, …, the document's labels and metadata, besides in the
+        metadata ``document`` (its id) and ``start`` and ``end`` (characters of its text), and its group or, where it
+        has none, its id as their group, so that chunks of one document are never neighbours of one another.
+
+    Raises:
+        ConfigError: ``size`` is below 1, ``overlap`` not from 0 to ``size - 1``, or the tokenizer is not fast.
+    """
+    _check_sizes(size, overlap)
+    tokens = _token_spans(document.text, tokenizer)
+    return _chunks(document, list(_windows(tokens, size, overlap)))
+
+
+def chunk_by_sentences(document: Document, tokenizer: Any, size: int = 128, overlap: int = 1) -> list[Document]:
+    """Cut a document between sentences, as many to a chunk as fit; a sentence that alone is too long is cut by tokens.
+
+    Args:
+        document: the document.
+        tokenizer: a fast tokenizer of transformers, which knows each token's place in the text.
+        size: tokens in a chunk at most, the encoder's special ones not counted.
+        overlap: sentences that two chunks share, as far as they leave room for a new one.
+
+    Returns:
+        As `chunk_by_tokens`.
+
+    Raises:
+        ConfigError: ``size`` is below 1, ``overlap`` below 0, or the tokenizer is not fast.
+    """
+    _check_sizes(size, 0)
+    if overlap < 0:
+        raise ConfigError(f"chunks cannot share {overlap} sentences. Give overlap a number of at least 0.")
+    tokens = _token_spans(document.text, tokenizer)
+    pieces: list[tuple[Span, int]] = []
+    for sentence in sentence_spans(document.text):
+        inside = _inside(tokens, sentence)
+        if len(inside) <= size:
+            pieces.append((sentence, len(inside)))
+        else:
+            pieces += [(window, size) for window in _windows(inside, size, 0)]
+    return _chunks(document, list(_packed(pieces, size, overlap)))
+
+
+def chunk_corpus(corpus: Corpus, chunk: Chunker) -> Corpus:
+    """Make a corpus of the chunks of another's documents, in their order.
+
+    Args:
+        corpus: the documents.
+        chunk: cuts one, e.g. ``lambda document: chunk_by_tokens(document, tokenizer)``.
+
+    Raises:
+        CorpusError: two chunks have one id.
+    """
+    return Corpus((piece for document in corpus for piece in chunk(document)), f"{corpus.name} in chunks")
+
+
+def within_document(chunks: Sequence[Document], query: str, encoder: Encoder, m: int = 4) -> list[Document]:
+    """Find the chunks of one long text that a query asks for.
+
+    Args:
+        chunks: the text's chunks.
+        query: what is looked for, e.g. the names of the classes, or a question.
+        encoder: what compares them.
+        m: how many chunks to return; all if there are fewer.
+
+    Returns:
+        The ``m`` chunks of largest cosine with the query, in the order of the text, equal ones by place.
+
+    Raises:
+        ConfigError: ``m`` is below 1.
+    """
+    check_k(m)
+    if not chunks:
+        return []
+    return [chunks[position] for position in sorted(_ranked(chunks, query, encoder, m))]
+
+
+def condense(
+    text: str, query: str, encoder: Encoder, tokenizer: Any, *, window: int = 256, size: int = 64, gap: str = " … "
+) -> str:
+    """Shorten a text to the chunks that a query asks for, so that a model reads what matters of a text of any length.
+
+    Args:
+        text: the text; returned as it is where it fits.
+        query: what is looked for.
+        encoder: what compares chunks and query.
+        tokenizer: the fast tokenizer of the model that will read the text.
+        window: tokens the result may have, special ones not counted.
+        size: tokens of a chunk at most.
+        gap: what stands where something was left out.
+
+    Raises:
+        ConfigError: ``size`` is below 1 or above half of ``window``, or the tokenizer is not fast.
+    """
+    if size > window // 2:
+        raise ConfigError(f"chunks of {size} tokens leave no choice in a window of {window}. Give at most half of it.")
+    if len(_token_spans(text, tokenizer)) <= window:
+        return text
+    chunks = chunk_by_sentences(Document("text", text), tokenizer, size, overlap=0)
+    kept: list[int] = []
+    short = ""
+    for position in _ranked(chunks, query, encoder, len(chunks)):
+        kept = sorted([*kept, position])
+        longer = _joined([chunks[place] for place in kept], text, gap)
+        if short and len(_token_spans(longer, tokenizer)) > window:
+            break
+        short = longer
+    return short
+
+
+def sentence_spans(text: str) -> list[tuple[int, int]]:
+    """Return where the sentences of a text begin and end, white space around them left out.
+
+    >>> text = "One. Two!  Three"
+    >>> [text[start:end] for start, end in sentence_spans(text)]
+    ['One.', 'Two!', 'Three']
+    """
+    borders = [0, *(match.end() for match in _SENTENCE_END.finditer(text)), len(text)]
+    spans = (_tight(text, start, end) for start, end in pairwise(borders))
+    return [(start, end) for start, end in spans if end > start]
+
+
+def _tight(text: str, start: int, end: int) -> Span:
+    """Return a span without the white space at its ends."""
+    piece = text[start:end]
+    return start + len(piece) - len(piece.lstrip()), start + len(piece.rstrip())
+
+
+def _ranked(chunks: Sequence[Document], query: str, encoder: Encoder, m: int) -> list[int]:
+    vectors = encoder.encode([chunk.text for chunk in chunks])
+    best = exact_search(encoder.encode([query]), vectors, min(m, len(chunks)))
+    return [position for position, _ in best.row(0)]
+
+
+def _joined(chunks: Sequence[Document], text: str, gap: str) -> str:
+    parts, last = [], 0
+    for chunk in chunks:
+        start, end = chunk.metadata[START], chunk.metadata[END]
+        parts.append(text[last:start] if not text[last:start].strip() else gap)
+        parts.append(chunk.text)
+        last = end
+    return "".join(parts).strip() + ("" if not text[last:].strip() else gap.rstrip())
+
+
+def _packed(pieces: Sequence[tuple[Span, int]], size: int, overlap: int) -> Iterator[Span]:
+    """Yield spans of as many pieces as fit into ``size`` tokens, each beginning anew with the last ``overlap``."""
+    first = 0
+    while first < len(pieces):
+        end, held = first, 0
+        while end < len(pieces) and (end == first or held + pieces[end][1] <= size):
+            held += pieces[end][1]
+            end += 1
+        yield pieces[first][0][0], pieces[end - 1][0][1]
+        if end == len(pieces):
+            return
+        again = max(end - overlap, first + 1)
+        while again < end and sum(tokens for _, tokens in pieces[again : end + 1]) > size:
+            again += 1
+        first = again
+
+
+def _windows(tokens: Sequence[Span], size: int, overlap: int) -> Iterator[Span]:
+    for first in range(0, max(1, len(tokens) - overlap), size - overlap):
+        window = tokens[first : first + size]
+        if window:
+            yield window[0][0], window[-1][1]
+
+
+def _inside(tokens: Sequence[Span], span: Span) -> Sequence[Span]:
+    """Return the tokens that end inside a span; where they begin, some tokenizers count the space before."""
+    first = bisect_right(tokens, span[0], key=lambda token: token[1])
+    last = bisect_right(tokens, span[1], key=lambda token: token[1])
+    return tokens[first:last]
+
+
+def _token_spans(text: str, tokenizer: Any) -> list[Span]:
+    if not getattr(tokenizer, "is_fast", False):
+        raise ConfigError(
+            f"chunking needs a fast tokenizer, which knows each token's place, not {type(tokenizer).__name__}. "
+            "Load it with AutoTokenizer.from_pretrained."
+        )
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, truncation=False, verbose=False)
+    return [(start, end) for start, end in encoded["offset_mapping"] if end > start]
+
+
+def _chunks(document: Document, spans: Sequence[Span]) -> list[Document]:
+    """Make the chunks; a text without any token is one chunk as it is."""
+    tight = [_tight(document.text, start, end) for start, end in spans]
+    kept = [(start, end) for start, end in tight if end > start]
+    return [
+        Document(
+            id=f"{document.id}#{number}",
+            text=document.text[start:end],
+            labels=document.labels,
+            group=document.group or document.id,
+            metadata={**document.metadata, DOCUMENT: document.id, START: start, END: end},
+        )
+        for number, (start, end) in enumerate(kept or [(0, len(document.text))], start=1)
+    ]
+
+
+def _check_sizes(size: int, overlap: int) -> None:
+    if size < 1:
+        raise ConfigError(f"a chunk must hold at least 1 token, not {size}.")
+    if not 0 <= overlap < size:
+        raise ConfigError(f"chunks of {size} tokens can share 0 to {size - 1} tokens, not {overlap}.")

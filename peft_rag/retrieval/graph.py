@@ -1,0 +1,225 @@
+"""The graph of an index folder: written whole, grown in place, its deleted slots used again."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peft_rag.errors import RetrievalError
+from peft_rag.retrieval.manifest import GraphEntry, StoreSettings, adopt_durably
+from peft_rag.retrieval.ranking import Candidates, Exclude, score_pairs
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from peft_rag.retrieval.shards import Shards
+
+_SEED = 100
+_SLACK = 8
+_GROWTH = 4
+_EXACT_FROM = 4
+_BATCH = 8192
+_PENDING_SHARE = 10
+_ROUNDING = 1e-5
+
+
+class StoredGraph:
+    """An HNSW graph whose labels are the row numbers of an index.
+
+    Rows added since it was written, and deletions, need not be in it: the former are searched exactly, the latter
+    masked. `refreshed` brings it up to date.
+
+    Source: Malkov and Yashunin 2018, arXiv:1603.09320.
+    """
+
+    def __init__(self, graph: Any, entry: GraphEntry, settings: StoreSettings) -> None:
+        """Hold a graph that is built; see `open`."""
+        self.graph = graph
+        self.entry = entry
+        self.settings = settings
+
+    @classmethod
+    def open(cls, folder: Path, entry: GraphEntry, dimension: int, settings: StoreSettings) -> StoredGraph:
+        """Open a graph file whose hash has been checked.
+
+        Raises:
+            RetrievalError: it is no graph of that many elements.
+        """
+        return cls(_load(folder / entry.file, entry, dimension, settings, entry.slots), entry, settings)
+
+    def search(
+        self,
+        shards: Shards,
+        queries: NDArray[np.float32],
+        k: int,
+        allowed: NDArray[np.bool_],
+        exclude: Exclude,
+    ) -> tuple[Candidates, NDArray[np.int64]]:
+        """Return candidates, and the queries for which the graph finds too few.
+
+        More than ``k`` are fetched, then what is not allowed is masked; a query left with fewer than ``k`` fetches
+        more, until comparing everything is as fast.
+        """
+        import numpy as np
+
+        found, pending = Candidates.none(), np.arange(len(queries))
+        fetch = 2 * k + _SLACK
+        while len(pending) and fetch * _EXACT_FROM <= self.entry.slots:
+            fetched = self._fetch(queries[pending], fetch)
+            if fetched is None:
+                break
+            rows, scores = fetched
+            free = _allowed(rows, pending, allowed, exclude)
+            margin = _ROUNDING * np.maximum(1.0, np.abs(scores).max(axis=1, keepdims=True))
+            last = -np.sort(-np.where(free, scores, -np.inf), axis=1)[:, k - 1, None]
+            # Nothing beyond what was fetched can then be as close as the last neighbour, nor tie with it.
+            enough = ((last > -np.inf) & (last > scores.min(axis=1, keepdims=True) + margin)).ravel()
+            places, ranks = np.nonzero(free & (scores >= last - margin) & enough[:, None])
+            found += self._scored(shards, queries, pending[places], rows[places, ranks])
+            pending = pending[~enough]
+            fetch *= _GROWTH
+        return found, pending
+
+    def _fetch(self, queries: NDArray[np.float32], count: int) -> tuple[NDArray[np.int64], NDArray[np.float32]] | None:
+        """Return the graph's candidates and their scores ``(Q, count)``, or None if it cannot reach that many."""
+        import numpy as np
+
+        self.graph.set_ef(max(self.settings.ef, count))
+        try:
+            labels, distances = self.graph.knn_query(queries, k=count)
+        except RuntimeError:
+            return None
+        return np.asarray(labels, dtype=np.int64), -distances if self.settings.metric == "l2" else 1 - distances
+
+    def _scored(
+        self, shards: Shards, queries: NDArray[np.float32], near: NDArray[np.int64], rows: NDArray[np.int64]
+    ) -> Candidates:
+        """Return pairs with the scores of exact search."""
+        import numpy as np
+
+        scores = score_pairs(queries, near, shards.vectors(rows), np.arange(len(rows)), self.settings.metric)
+        return Candidates(near, rows, scores)
+
+
+def refreshed(
+    folder: Path,
+    name: str,
+    present: GraphEntry | None,
+    shards: Shards,
+    deleted: NDArray[np.bool_],
+    settings: StoreSettings,
+    progress: str | None = None,
+) -> GraphEntry | None:
+    """Return the graph an index should have now; written as the file ``name`` if the present one will not do.
+
+    Args:
+        folder: the index.
+        name: of a new graph file.
+        present: the graph there is.
+        shards: all documents.
+        deleted: which rows are deleted, ``(N,)``.
+        settings: when there is a graph, and how it is built.
+        progress: the title of a progress bar; none without.
+    """
+    import numpy as np
+
+    live = len(deleted) - int(deleted.sum())
+    if live < settings.exact_below and present is None:
+        return None
+    if present is None:
+        graph, rows = _new(max(1, live), shards.dimension, settings), np.flatnonzero(~deleted)
+    else:
+        gone = int(deleted[: present.rows].sum()) - present.deleted
+        if len(deleted) - present.rows + gone <= min(settings.exact_below, present.rows // _PENDING_SHARE):
+            return present
+        rows = present.rows + np.flatnonzero(~deleted[present.rows :])
+        graph = _with_room(folder, present, shards.dimension, settings, deleted, len(rows))
+    _add(graph, rows, shards, settings, progress)
+    adopt_durably(folder / name, graph.save_index, graph.index_file_size)
+    marked = int(deleted.sum())
+    return GraphEntry(name, len(deleted), marked, int(graph.get_current_count()))
+
+
+def _new(capacity: int, dimension: int, settings: StoreSettings) -> Any:
+    graph = _empty(dimension, settings)
+    graph.init_index(
+        max_elements=capacity,
+        M=settings.M,
+        ef_construction=settings.ef_construction,
+        random_seed=_SEED,
+        allow_replace_deleted=True,
+    )
+    return graph
+
+
+def _with_room(
+    folder: Path,
+    present: GraphEntry,
+    dimension: int,
+    settings: StoreSettings,
+    deleted: NDArray[np.bool_],
+    coming: int,
+) -> Any:
+    """Load a graph, mark what has been deleted, and give it room for what is coming."""
+    import numpy as np
+
+    graph = _load(folder / present.file, present, dimension, settings, present.slots)
+    labels = np.asarray(graph.get_ids_list(), dtype=np.int64)
+    free = 0
+    for label in labels[deleted[labels]].tolist():
+        free += 1
+        try:
+            graph.mark_deleted(label)
+        except RuntimeError:
+            continue  # It was marked when the graph was last written.
+    graph.resize_index(max(1, present.slots + max(0, coming - free)))
+    return graph
+
+
+def _add(graph: Any, rows: NDArray[np.int64], shards: Shards, settings: StoreSettings, progress: str | None) -> None:
+    from tqdm import tqdm
+
+    with tqdm(total=len(rows), desc=progress, unit="document", disable=progress is None) as bar:
+        for start in range(0, len(rows), _BATCH):
+            batch = rows[start : start + _BATCH]
+            graph.add_items(shards.vectors(batch), batch, num_threads=settings.threads or -1, replace_deleted=True)
+            bar.update(len(batch))
+
+
+def _load(path: Path, entry: GraphEntry, dimension: int, settings: StoreSettings, capacity: int) -> Any:
+    graph = _empty(dimension, settings)
+    try:
+        graph.load_index(str(path), max_elements=max(1, capacity), allow_replace_deleted=True)
+    except RuntimeError as error:
+        if not path.exists():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from None
+        raise RetrievalError(f"'{path}' is no HNSW graph ({error}). Build the index anew.") from error
+    if graph.get_current_count() != entry.slots:
+        raise RetrievalError(
+            f"'{path}' is a graph of {graph.get_current_count():,} elements, not of {entry.slots:,}. "
+            "Build the index anew."
+        )
+    return graph
+
+
+def _empty(dimension: int, settings: StoreSettings) -> Any:
+    import hnswlib
+
+    return hnswlib.Index(space="l2" if settings.metric == "l2" else "ip", dim=dimension)
+
+
+def _allowed(
+    rows: NDArray[np.int64], queries: NDArray[np.int64], allowed: NDArray[np.bool_], exclude: Exclude
+) -> NDArray[np.bool_]:
+    """Return which candidates ``(Q, C)`` of the named queries may be found."""
+    import numpy as np
+
+    free: NDArray[np.bool_] = allowed[rows]
+    if exclude is not None:
+        for place, query in enumerate(queries.tolist()):
+            if len(exclude[query]):
+                free[place] &= ~np.isin(rows[place], list(exclude[query]))
+    return free

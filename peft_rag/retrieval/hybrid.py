@@ -1,0 +1,202 @@
+"""Two retrievers in one: their rankings fused."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peft_rag.errors import ConfigError, FingerprintError, RetrievalError
+from peft_rag.files import new_folder
+from peft_rag.parts import make_part
+from peft_rag.registry import RETRIEVERS, load
+from peft_rag.retrieval.base import NO_POSITION, Encoder, Neighbours, Retriever
+from peft_rag.retrieval.storage import read_manifest, write_manifest
+from peft_rag.retrieval.vectors import check_exclude, check_k, empty_neighbours, fill_nearest
+
+if TYPE_CHECKING:
+    from peft_rag.corpus import Corpus
+
+FORMAT = 1
+FIRST, SECOND = "first", "second"
+
+
+class HybridRetriever(Retriever):
+    """Reciprocal-rank fusion of two retrievers, by default of meaning (hnsw) and words (bm25).
+
+    score(d) = Σ_r 1 / (rrf_k + rank_r(d)), over the retrievers r that find d, ranks counted from 1. Only ranks count,
+    so the retrievers' scores need no common scale.
+
+    Source: Cormack, Clarke and Büttcher 2009, doi:10.1145/1571941.1572114.
+    """
+
+    name = "hybrid"
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        first: str = "hnsw",
+        second: str = "bm25",
+        rrf_k: int = 60,
+        depth: int = 100,
+        first_options: Mapping[str, Any] | None = None,
+        second_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Take encoder and options.
+
+        Args:
+            encoder: what turns texts into vectors, for the retrievers that need it.
+            first: name of the first retriever.
+            second: name of the second.
+            rrf_k: how little the very first ranks stand out; larger means flatter.
+            depth: how many each retriever contributes; at least as many as are asked for.
+            first_options: options of the first retriever.
+            second_options: options of the second.
+
+        Raises:
+            UnknownRetrieverError: no retriever has one of the names.
+            ConfigError: an option is out of range or unknown, or both retrievers are the same.
+        """
+        for option, value, least in (("rrf_k", rrf_k, 0), ("depth", depth, 1)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ConfigError(f"hybrid option {option} must be a whole number of at least {least}, not {value!r}.")
+        self.encoder = encoder
+        self.rrf_k, self.depth = rrf_k, depth
+        self.parts = {FIRST: _make(encoder, first, first_options), SECOND: _make(encoder, second, second_options)}
+        self._names = {FIRST: first, SECOND: second}
+        if first == second and self.parts[FIRST].settings() == self.parts[SECOND].settings():
+            raise ConfigError(f"hybrid fuses two retrievers, but both are '{first}'. Name another as first or second.")
+
+    def settings(self) -> dict[str, Any]:
+        options = {f"{place}_options": part.settings() for place, part in self.parts.items()}
+        return {**self._names, "rrf_k": self.rrf_k, "depth": self.depth, **options}
+
+    def encoder_fingerprint(self) -> str:
+        return next(filter(None, (part.encoder_fingerprint() for part in self.parts.values())), "")
+
+    def index(self, corpus: Corpus, progress: str | None = None) -> None:
+        for place, part in self.parts.items():
+            part.index(corpus, f"{progress}, {self._names[place]}" if progress else None)
+        self.corpus_fingerprint = corpus.fingerprint
+
+    def search(
+        self,
+        texts: Sequence[str],
+        k: int,
+        exclude: Sequence[Collection[int]] | None = None,
+        progress: str | None = None,
+    ) -> Neighbours:
+        check_k(k)
+        check_exclude(exclude, len(texts))
+        self._require_index()
+        rankings = []
+        for place, part in self.parts.items():
+            title = f"{progress}, {self._names[place]}" if progress else None
+            rankings.append(part.search(texts, max(k, self.depth), exclude, title))
+        return fuse_rankings(rankings, k, self.rrf_k)
+
+    def _require_index(self) -> None:
+        if not self.corpus_fingerprint:
+            raise RetrievalError(f"the retriever '{self.name}' has no index yet. Call index(corpus) or load(folder).")
+
+    def save(self, folder: Path) -> None:
+        self._require_index()
+        about = {
+            "format": FORMAT,
+            "retriever": self.name,
+            "settings": self.settings(),
+            "encoder": getattr(self.encoder, "name", None),
+            "encoder_fingerprint": self.encoder_fingerprint(),
+            "max_length": getattr(self.encoder, "max_length", None),
+            "corpus_fingerprint": self.corpus_fingerprint,
+        }
+        with new_folder(folder) as working:
+            write_manifest(working, about)
+            for place, part in self.parts.items():
+                part.save(working / place)
+
+    @classmethod
+    def load(cls, folder: Path, encoder: Encoder | None = None) -> HybridRetriever:
+        """Read an index that `save` wrote.
+
+        Args:
+            folder: the index.
+            encoder: the encoder it was built with; loaded by its recorded name if None.
+
+        Raises:
+            RetrievalError: the folder holds no index, a damaged one, or another retriever's.
+            FingerprintError: the encoder is not the one it was built with.
+        """
+        manifest = read_manifest(folder)
+        if (manifest.get("retriever"), manifest.get("format")) != (cls.name, FORMAT):
+            raise RetrievalError(
+                f"'{folder}' holds an index of the retriever '{manifest.get('retriever')}', format "
+                f"{manifest.get('format')}, not of '{cls.name}', format {FORMAT}. Build it anew."
+            )
+        retriever = cls(encoder or _encoder(manifest), **manifest["settings"])
+        _check_encoder(retriever, manifest, folder)
+        for place, made in list(retriever.parts.items()):
+            part = _load(type(made), folder / place, retriever.encoder)
+            if (part.settings(), part.corpus_fingerprint) != (made.settings(), manifest["corpus_fingerprint"]):
+                raise RetrievalError(
+                    f"'{folder / place}' belongs to another index. Remove '{folder}' and build it anew."
+                )
+            retriever.parts[place] = part
+        retriever.corpus_fingerprint = manifest["corpus_fingerprint"]
+        return retriever
+
+
+def fuse_rankings(rankings: Sequence[Neighbours], k: int, rrf_k: int = 60) -> Neighbours:
+    """Fuse rankings of one corpus by reciprocal ranks.
+
+    score(d) = Σ_r 1 / (rrf_k + rank_r(d)), ranks counted from 1; documents of equal score are ordered by position.
+
+    Dims: Q queries, K neighbours asked for.
+
+    Args:
+        rankings: what each retriever found for the Q queries, to any depth.
+        k: how many to return; fewer come back, padded, where fewer were found.
+        rrf_k: how little the very first ranks stand out.
+
+    Returns:
+        Positions and fused scores ``(Q, K)``.
+
+    Source: Cormack, Clarke and Büttcher 2009, doi:10.1145/1571941.1572114.
+    """
+    import numpy as np
+
+    found = empty_neighbours(len(rankings[0]), k)
+    for row in range(len(found)):
+        positions = np.concatenate([one.positions[row] for one in rankings])
+        shares = np.concatenate([1 / (rrf_k + np.arange(1.0, one.k + 1)) for one in rankings])
+        held = positions != NO_POSITION
+        documents, place = np.unique(positions[held], return_inverse=True)
+        scores = np.bincount(place, weights=shares[held], minlength=len(documents)).astype(np.float32)
+        fill_nearest(found, row, np.zeros(len(documents), dtype=np.int64), documents, scores)
+    return found
+
+
+def _make(encoder: Encoder, name: str, options: Mapping[str, Any] | None) -> Retriever:
+    part: Retriever = make_part(load(RETRIEVERS, name), "retriever", dict(options or {}), encoder)
+    return part
+
+
+def _load(kind: Any, folder: Path, encoder: Encoder) -> Retriever:
+    part: Retriever = kind.load(folder, encoder)
+    return part
+
+
+def _encoder(manifest: dict[str, Any]) -> Encoder:
+    from peft_rag.retrieval.encoder import SentenceEncoder
+
+    return SentenceEncoder(manifest["encoder"], max_length=manifest["max_length"])
+
+
+def _check_encoder(retriever: HybridRetriever, manifest: dict[str, Any], folder: Path) -> None:
+    expected, found = manifest["encoder_fingerprint"], retriever.encoder_fingerprint()
+    if found != expected:
+        raise FingerprintError(
+            f"the index '{folder}' was built with the encoder '{manifest['encoder']}' {expected[:19]}…, but "
+            f"'{retriever.encoder.name}' is {found[:19]}…. Load it with that encoder, or build it anew."
+        )

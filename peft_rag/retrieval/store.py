@@ -1,0 +1,357 @@
+"""An index on disk with a life of its own: built, added to, deleted from, searched, verified, compacted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peft_rag.corpus import Document
+from peft_rag.errors import CorpusError, RetrievalError, ShapeError
+from peft_rag.retrieval.base import Encoder
+from peft_rag.retrieval.manifest import (
+    MANIFEST,
+    Manifest,
+    ShardEntry,
+    StoreSettings,
+    check_files,
+    read_manifest,
+    remove_unreferenced,
+)
+from peft_rag.retrieval.shards import Shards, corpus_fingerprint, write_shard
+from peft_rag.retrieval.snapshot import Snapshot, excluded_rows
+from peft_rag.retrieval.writing import (
+    Building,
+    commit,
+    encoder_record,
+    matching,
+    none_deleted,
+    shard_name,
+    write_shards,
+    writing,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One document found.
+
+    Attributes:
+        document: the document.
+        score: its similarity, higher is closer.
+    """
+
+    document: Document
+    score: float
+
+    @property
+    def id(self) -> str:
+        """The document's id."""
+        return self.document.id
+
+
+class IndexStore:
+    """An index folder, opened.
+
+    Every change writes new files beside the old ones and then replaces the manifest, so the folder is the old index
+    or the new one at every instant. One process writes at a time; any number read meanwhile, each what it opened
+    until it calls `refresh`.
+    """
+
+    def __init__(self, folder: Path, snapshot: Snapshot, encoder: Encoder | None = None) -> None:
+        """Hold an opened folder; see `open` and `build`."""
+        self.folder = folder
+        self.snapshot = snapshot
+        self._encoder = encoder
+
+    @classmethod
+    def open(cls, folder: Path | str, encoder: Encoder | None = None) -> IndexStore:
+        """Open an index after checking every file's SHA-256 and a few known queries.
+
+        Args:
+            folder: the index.
+            encoder: the encoder it was built with; loaded by its recorded name when first needed if None.
+
+        Raises:
+            RetrievalError: the folder holds no index, or a damaged one.
+            FingerprintError: the encoder is not the one it was built with.
+        """
+        folder = Path(folder)
+        store = cls(folder, Snapshot.open(folder))
+        if encoder is not None:
+            store._encoder = matching(encoder, store.snapshot.manifest, folder)
+        return store
+
+    @classmethod
+    def build(
+        cls,
+        folder: Path | str,
+        documents: Iterable[Document],
+        encoder: Encoder,
+        settings: StoreSettings | None = None,
+        progress: str | None = None,
+    ) -> IndexStore:
+        """Build an index of documents, which are read and encoded a shard at a time.
+
+        If it is interrupted, the same call goes on after the last finished shard whose documents have not changed.
+
+        Args:
+            folder: where to build it; it may hold nothing but an unfinished build.
+            documents: the documents, in any number.
+            encoder: what turns their texts into vectors.
+            settings: metric, graph and storage options.
+            progress: the title of a progress bar; none without.
+
+        Raises:
+            RetrievalError: the folder holds an index or other files, another process writes it, or the disk is full.
+            CorpusError: there is no document, one cannot be stored, or two have one id.
+        """
+        folder, settings = Path(folder), settings or StoreSettings()
+        with writing(folder, "build"):
+            if (folder / MANIFEST).exists():
+                raise RetrievalError(
+                    f"'{folder}' holds an index already. Add to it with: peft-rag index add {folder} --corpus …, "
+                    "or name another folder."
+                )
+            building = Building.resume(folder, encoder_record(encoder), settings)
+            shards = write_shards(folder, 1, documents, encoder, settings, progress, building=building)
+            if not shards:
+                raise CorpusError("there are no documents to index. Give at least one.")
+            start = Manifest(0, encoder_record(encoder), encoder.dimension, settings, (), "", None, 0)
+            opened = Shards.open(folder, shards, encoder.dimension)
+            snapshot = commit(folder, start, shards, none_deleted(len(opened)), progress)
+            building.forget()
+        return cls(folder, snapshot, encoder)
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder the index was built with, loaded by its name if none was given.
+
+        Raises:
+            BackboneError: it cannot be loaded.
+            FingerprintError: what is loaded is not what the index was built with.
+        """
+        if self._encoder is None:
+            from peft_rag.retrieval.encoder import SentenceEncoder
+
+            record = self.snapshot.manifest.encoder
+            loaded = SentenceEncoder(record["name"], max_length=record["max_length"])
+            self._encoder = matching(loaded, self.snapshot.manifest, self.folder)
+        return self._encoder
+
+    @property
+    def fingerprint(self) -> str:
+        """``sha256:<hex>`` over ids, texts and labels in their order: that of a `Corpus` of the same documents."""
+        return corpus_fingerprint(self.documents())
+
+    def __len__(self) -> int:
+        return len(self.snapshot)
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and bool(self.snapshot.shards.find([name], self.snapshot.deleted))
+
+    def documents(self) -> Iterator[Document]:
+        """Yield all documents in the order they were added, reading a few at a time."""
+        return self.snapshot.documents()
+
+    def get(self, ids: Sequence[str]) -> list[Document]:
+        """Return documents by id.
+
+        Raises:
+            RetrievalError: an id is not in the index.
+        """
+        import numpy as np
+
+        rows = self._rows_of(ids)
+        return self.snapshot.shards.documents(np.array([rows[name] for name in ids], dtype=np.int64))
+
+    def refresh(self) -> None:
+        """See what other processes have written since."""
+        if read_manifest(self.folder).generation != self.snapshot.manifest.generation:
+            self.snapshot = Snapshot.open(self.folder)
+
+    def search(
+        self,
+        texts: Sequence[str],
+        k: int,
+        exclude: Sequence[Collection[str]] | None = None,
+        *,
+        where: Callable[[Document], bool] | None = None,
+        progress: str | None = None,
+    ) -> list[list[Hit]]:
+        """Return the ``k`` documents nearest to each text, best first; equal scores are ordered by id.
+
+        Args:
+            texts: the queries.
+            k: how many to return; fewer come back where fewer are allowed.
+            exclude: for each query ids it must not find; nothing is filled back in.
+            where: which documents may be found at all; asked once for each document, not for each candidate.
+            progress: the title of a progress bar; none without.
+
+        Raises:
+            ConfigError: ``k`` is below 1.
+            ShapeError: ``exclude`` is not as long as ``texts``.
+        """
+        return self.search_vectors(self.encoder.encode(texts, progress), k, exclude, where=where)
+
+    def search_vectors(
+        self,
+        queries: NDArray[np.float32],
+        k: int,
+        exclude: Sequence[Collection[str]] | None = None,
+        *,
+        where: Callable[[Document], bool] | None = None,
+        exact: bool = False,
+    ) -> list[list[Hit]]:
+        """Search for vectors ``(Q, D)``; ``exact`` passes over the graph; otherwise as `search`."""
+        import numpy as np
+
+        snapshot = self.snapshot
+        if exclude is not None and len(exclude) != len(queries):
+            raise ShapeError(f"exclude must have one entry a query, but has {len(exclude)} for {len(queries)} queries.")
+        allowed = None
+        if where is not None:
+            allowed = np.zeros(len(snapshot.deleted), dtype=bool)
+            allowed[snapshot.rows] = [where(document) for document in snapshot.documents()]
+        found = snapshot.search(queries, k, excluded_rows(snapshot, exclude), allowed=allowed, exact=exact)
+        pairs = [found.row(query) for query in range(len(found))]
+        rows = np.array(sorted({row for query in pairs for row, _ in query}), dtype=np.int64)
+        documents = dict(zip(rows.tolist(), snapshot.shards.documents(rows), strict=True))
+        return [[Hit(documents[row], score) for row, score in query] for query in pairs]
+
+    def add(self, documents: Iterable[Document], *, replace: bool = False, progress: str | None = None) -> int:
+        """Add documents and return how many; all of them or, if anything fails, none.
+
+        Args:
+            documents: the documents, read and encoded a shard at a time.
+            replace: whether a document takes the place of the one with its id; otherwise that is an error.
+            progress: the title of a progress bar; none without.
+
+        Raises:
+            CorpusError: a document cannot be stored, its id is taken, or two have one id.
+            RetrievalError: another process writes the index, or the disk is full.
+        """
+        import numpy as np
+
+        encoder = self.encoder
+        with writing(self.folder, "add"):
+            present = self._newest()
+            old, settings = present.manifest, present.manifest.settings
+            replaced: list[int] = []
+
+            def check(ids: Sequence[str]) -> None:
+                taken = present.shards.find(ids, present.deleted)
+                if taken and not replace:
+                    raise CorpusError(
+                        f"id '{min(taken)}' is in the index '{self.folder}' already. "
+                        "Update documents with --replace, or give the new ones other ids."
+                    )
+                replaced.extend(taken.values())
+
+            shards = write_shards(self.folder, old.generation + 1, documents, encoder, settings, progress, check=check)
+            added = sum(shard.rows for shard in shards)
+            if added:
+                deleted = np.concatenate([present.deleted, none_deleted(added)])
+                deleted[replaced] = True
+                self.snapshot = commit(self.folder, old, [*old.shards, *shards], deleted, progress)
+        return added
+
+    def update(self, documents: Iterable[Document], *, progress: str | None = None) -> int:
+        """Add documents, each in place of the one with its id if there is one; otherwise as `add`."""
+        return self.add(documents, replace=True, progress=progress)
+
+    def delete(self, ids: Sequence[str]) -> int:
+        """Delete documents by id and return how many; all of them or, if anything fails, none.
+
+        Raises:
+            RetrievalError: an id is not in the index, another process writes it, or the disk is full.
+        """
+        with writing(self.folder, "delete"):
+            self.snapshot = self._newest()
+            rows = self._rows_of(ids)
+            if rows:
+                deleted = self.snapshot.deleted.copy()
+                deleted[list(rows.values())] = True
+                manifest = self.snapshot.manifest
+                self.snapshot = commit(self.folder, manifest, manifest.shards, deleted, None)
+        return len(rows)
+
+    def compact(self, progress: str | None = None) -> None:
+        """Write all documents and the graph anew without what was deleted or replaced; nothing is encoded again.
+
+        Raises:
+            RetrievalError: another process writes the index, or the disk is full.
+        """
+        from tqdm import tqdm
+
+        with writing(self.folder, "compact"):
+            present = self._newest()
+            old = present.manifest
+            rows, size = present.rows, old.settings.shard_size
+            shards: list[ShardEntry] = []
+            with tqdm(total=len(rows), desc=progress, unit="document", disable=progress is None) as bar:
+                for number, start in enumerate(range(0, len(rows), size)):
+                    batch = rows[start : start + size]
+                    documents, vectors = present.shards.documents(batch), present.shards.vectors(batch)
+                    shards.append(write_shard(self.folder, shard_name(old.generation + 1, number), documents, vectors))
+                    bar.update(len(batch))
+            fresh = Manifest(old.generation, old.encoder, old.dimension, old.settings, (), "", None, 0)
+            self.snapshot = commit(self.folder, fresh, shards, none_deleted(len(rows)), progress)
+
+    def info(self) -> dict[str, Any]:
+        """Return, as JSON, what the index is: counts, settings, encoder, sizes, versions."""
+        manifest = self.snapshot.manifest
+        return {
+            "folder": str(self.folder),
+            "documents": manifest.count,
+            "deleted": manifest.rows - manifest.count,
+            "generation": manifest.generation,
+            "shards": len(manifest.shards),
+            "graph": asdict(manifest.graph) if manifest.graph else None,
+            "dimension": manifest.dimension,
+            **asdict(manifest.settings),
+            "encoder": manifest.encoder,
+            "bytes": sum(entry["bytes"] for entry in manifest.files.values()),
+            "versions": manifest.versions,
+        }
+
+    def verify(self) -> dict[str, Any]:
+        """Check everything again, and more than `open` does: ids, vectors, and that the encoder still gives them.
+
+        Returns:
+            How many files, documents and known queries were checked, and the largest difference of a vector.
+
+        Raises:
+            RetrievalError: something is wrong; the message says what.
+            FingerprintError: the encoder is not the one it was built with.
+        """
+        from peft_rag.retrieval.verification import verify
+
+        self.snapshot = Snapshot.open(self.folder)
+        return verify(self.folder, self.snapshot, self.encoder)
+
+    def _newest(self) -> Snapshot:
+        """Return what the folder holds, with files checked, for a writer that has the lock."""
+        snapshot = self.snapshot
+        if read_manifest(self.folder).generation == snapshot.manifest.generation:
+            check_files(self.folder, snapshot.manifest.files)
+        else:
+            snapshot = Snapshot.open(self.folder)
+        remove_unreferenced(self.folder, snapshot.manifest.names)
+        return snapshot
+
+    def _rows_of(self, ids: Sequence[str]) -> dict[str, int]:
+        rows = self.snapshot.shards.find(ids, self.snapshot.deleted)
+        missing = [name for name in ids if name not in rows]
+        if missing:
+            more = f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""
+            raise RetrievalError(
+                f"no document '{missing[0]}'{more} in the index '{self.folder}' ({len(self):,} documents). "
+                "Nothing was changed. Check the ids."
+            )
+        return rows

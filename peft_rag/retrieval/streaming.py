@@ -1,0 +1,37 @@
+"""A corpus read a document at a time, from any source that `Corpus.read` knows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from peft_rag.corpus import Document, _document
+from peft_rag.records import iter_records
+
+if TYPE_CHECKING:
+    from peft_rag.records import Source
+
+
+def stream_documents(
+    source: Source,
+    *,
+    text_field: str = "text",
+    label_field: str = "label",
+    id_field: str = "id",
+    group_field: str = "",
+) -> Iterator[Document]:
+    """Yield the documents of a source as `Corpus.read` reads them, but holding a few at a time.
+
+    Args:
+        source: a file, a folder, ``demo:NAME/SPLIT``, a hub data set, or data in memory.
+        text_field: the field that holds the text.
+        label_field: the field that holds one label or a list of them.
+        id_field: the field that holds the id; a document without one gets its number, counted from 1.
+        group_field: the field that holds the group; empty for none.
+
+    Raises:
+        CorpusError: a record has no text, or an unusable label or id; the message names file, line and field.
+        DataError: the source cannot be read.
+    """
+    for number, record in enumerate(iter_records(source), start=1):
+        yield _document(record, number, text_field, label_field, id_field, group_field)
