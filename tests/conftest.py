@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -91,7 +92,7 @@ def toy_records(count: int, seed: int) -> list[dict[str, str]]:
     return records
 
 
-def write_jsonl(path: Path, records: list[dict[str, object]] | list[dict[str, str]]) -> str:
+def write_jsonl(path: Path, records: Sequence[Mapping[str, object]]) -> str:
     """Write records and return the path as text."""
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     return str(path)

@@ -39,6 +39,8 @@ def newcomer(tmp_path: Path, tiny_bert: str, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("peft_rag.cli.progress.hold_back_chatter", lambda: None)
     for seed, name in enumerate(("train", "validation", "test", "corpus", "questions")):
         write_jsonl(tmp_path / f"{name}.jsonl", toy_records(30, seed))
+    judged = [{**record, "relevant": [f"3-{number}"]} for number, record in enumerate(toy_records(5, 5))]
+    write_jsonl(tmp_path / "queries.jsonl", judged)
     data = [f"--{name}={name}.jsonl" for name in ("train", "validation", "test")]
     return [*data, f"--backbone={tiny_bert}", f"--encoder={tiny_bert}", "--max_length=32", "--max_steps=2"]
 
@@ -46,6 +48,8 @@ def newcomer(tmp_path: Path, tiny_bert: str, monkeypatch: pytest.MonkeyPatch) ->
 def small(words: list[str], flags: list[str]) -> list[str]:
     """Return a command of the README with the flags that make its run small; what it names stays, but lengths."""
     given = words[1:]
+    if given[0] == "index" and given[1] not in ("delete", "info", "compact"):
+        return given + [flag for flag in flags if flag.startswith("--encoder")]
     if given[0] != "train" or "--help" in given:
         return given
     for name, value in (("--max_length", "32"), ("--last_layers", "1")):
