@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+from tqdm.auto import tqdm
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import EvalPrediction
 
@@ -174,7 +175,8 @@ class Progress(ProgressCallback):
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         if state.is_world_process_zero and metrics:
             value, loss = metrics.get(f"eval_{self.metric}", math.nan), metrics.get("eval_loss", math.nan)
-            self.say(f"epoch {state.epoch:.3g}: validation {self.metric} {100 * value:.1f}, loss {loss:.3f}")
+            with tqdm.external_write_mode():
+                self.say(f"epoch {state.epoch:.3g}: validation {self.metric} {100 * value:.1f}, loss {loss:.3f}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.bar:
