@@ -96,7 +96,7 @@ class Corpus(Sequence[Document]):
         """
         records = read_records(source)
         documents = [
-            _document(record, number, text_field, label_field, id_field, group_field)
+            read_document(record, number, text_field, label_field, id_field, group_field)
             for number, record in enumerate(records, start=1)
         ]
         _check(documents, lambda position: records[position].where)
@@ -148,7 +148,10 @@ def text_key(text: str) -> str:
     return hashlib.sha256(_SPACE.sub(" ", folded).strip().encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _document(record: Record, number: int, text_name: str, label_name: str, id_name: str, group_name: str) -> Document:
+def read_document(
+    record: Record, number: int, text_name: str, label_name: str, id_name: str, group_name: str
+) -> Document:
+    """Make a document of a record; what no field claims becomes its metadata."""
     named = {text_name, label_name, id_name, group_name}
     try:
         return Document(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from peft_rag.corpus import Document, _document
+from peft_rag.corpus import Document, read_document
 from peft_rag.records import iter_records
 
 if TYPE_CHECKING:
@@ -34,4 +34,4 @@ def stream_documents(
         DataError: the source cannot be read.
     """
     for number, record in enumerate(iter_records(source), start=1):
-        yield _document(record, number, text_field, label_field, id_field, group_field)
+        yield read_document(record, number, text_field, label_field, id_field, group_field)
