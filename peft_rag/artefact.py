@@ -23,7 +23,7 @@ FORMAT = 1
 MANIFEST = "peft_rag.json"
 HASHED = ("adapter_config.json", "adapter_model.safetensors", "head.safetensors")
 _PUBLISHED = (*HASHED, MANIFEST, "metrics.json", "README.md")
-_PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"}
+_PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"}  # refused unread
 _PACKAGES = ("peft-rag", "torch", "transformers", "peft", "sentence-transformers", "hnswlib")
 
 
@@ -101,7 +101,7 @@ def load(
         revision: of a hub artefact.
 
     Raises:
-        ArtefactError: a file is missing, truncated, altered, or a pickle.
+        ArtefactError: a file is missing, truncated or altered; a pickle is refused unread.
         FingerprintError: backbone, encoder or corpus is not the one it was trained with.
     """
     from peft import PeftModel
@@ -200,12 +200,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Read an artefact's description and check every file against it, before anything is loaded.
 
     Raises:
-        ArtefactError: a file is missing, truncated, altered or a pickle, or the format is another.
+        ArtefactError: a file is missing, truncated or altered, a pickle (refused unread), or the format is another.
     """
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
     if pickles:
         raise ArtefactError(
-            f"'{folder}' holds {pickles[0]}, a pickle, which can run code when it is read. peft-rag reads safetensors "
+            f"'{folder}' holds {pickles[0]}, a pickle, refused because it can run code when read. peft-rag reads safetensors "
             "and JSON only: remove the file, or save the artefact again with save_pretrained."
         )
     path = folder / MANIFEST

@@ -113,7 +113,7 @@ def test_manifest_that_names_other_files_is_refused(saved: Path) -> None:
 @pytest.mark.parametrize("name", ["adapter_model.bin", "model.pkl", "state.pt"])
 def test_pickle_is_refused_unread(saved: Path, name: str) -> None:
     (saved / name).write_bytes(b"cos\nsystem\n(S'touch owned'\ntR.")
-    with pytest.raises(ArtefactError, match=f"holds {name}, a pickle, which can run code"):
+    with pytest.raises(ArtefactError, match=f"holds {name}, a pickle, refused because it can run code"):
         read_manifest(saved)
 
 
