@@ -205,8 +205,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
     if pickles:
         raise ArtefactError(
-            f"'{folder}' holds {pickles[0]}, a pickle, refused because it can run code when read. peft-rag reads safetensors "
-            "and JSON only: remove the file, or save the artefact again with save_pretrained."
+            f"'{folder}' holds {pickles[0]}, a pickle, refused because it can run code when read. "
+            "peft-rag reads safetensors and JSON only: remove the file, or save the artefact again with save_pretrained."
         )
     path = folder / MANIFEST
     if not path.is_file():
