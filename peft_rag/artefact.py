@@ -206,7 +206,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if pickles:
         raise ArtefactError(
             f"'{folder}' holds {pickles[0]}, a pickle, refused because it can run code when read. "
-            "peft-rag reads safetensors and JSON only: remove the file, or save the artefact again with save_pretrained."
+            "peft-rag reads safetensors and JSON only: remove it, or save the artefact again with save_pretrained."
         )
     path = folder / MANIFEST
     if not path.is_file():
