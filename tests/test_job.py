@@ -157,6 +157,7 @@ def test_lora_artefact_loads_in_plain_peft(tiny_bert: str, toy_data: dict[str, s
     torch.save(ours, tmp_path / "ours.pt")
     script = (
         "import sys, torch, peft, transformers\n"
+        "torch.set_num_threads(1)\n"
         f"base = transformers.BertModel.from_pretrained({tiny_bert!r}, add_pooling_layer=False)\n"
         f"model = peft.PeftModel.from_pretrained(base, {str(tmp_path / 'out')!r}).eval()\n"
         "ids = torch.arange(5, 15)[None]\n"
