@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from peft_rag.errors import ConfigError, RetrievalError
 from peft_rag.files import new_folder, write_text
 from peft_rag.retrieval.base import Encoder, Neighbours, Retriever
-from peft_rag.retrieval.storage import load_array, read_manifest, save_array, write_manifest
+from peft_rag.retrieval.recorded import manifest_of
+from peft_rag.retrieval.storage import load_array, save_array, write_manifest
 from peft_rag.retrieval.vectors import check_exclude, check_k, empty_neighbours, fill_nearest
 
 if TYPE_CHECKING:
@@ -134,12 +135,7 @@ class BM25Retriever(Retriever):
         Raises:
             RetrievalError: the folder holds no index, a damaged one, or another retriever's.
         """
-        manifest = read_manifest(folder)
-        if (manifest.get("retriever"), manifest.get("format")) != (cls.name, FORMAT):
-            raise RetrievalError(
-                f"'{folder}' holds an index of the retriever '{manifest.get('retriever')}', format "
-                f"{manifest.get('format')}, not of '{cls.name}', format {FORMAT}. Build it anew."
-            )
+        manifest = manifest_of(cls, folder, FORMAT)
         retriever = cls(encoder, **manifest["settings"])
         names = json.loads((folder / TERMS).read_text(encoding="utf-8"))
         scores = {name: load_array(folder / f"{name}.npy") for name in ARRAYS}

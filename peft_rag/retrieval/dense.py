@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from peft_rag.errors import FingerprintError, RetrievalError
+from peft_rag.errors import RetrievalError
 from peft_rag.files import new_folder
 from peft_rag.retrieval.base import Encoder, Neighbours, Retriever
-from peft_rag.retrieval.storage import load_array, read_manifest, save_array, write_manifest
+from peft_rag.retrieval.recorded import check_encoder, manifest_of, recorded_encoder
+from peft_rag.retrieval.storage import load_array, save_array, write_manifest
 from peft_rag.retrieval.vectors import check_exclude, check_k, exact_search
 
 if TYPE_CHECKING:
@@ -112,31 +113,11 @@ class DenseRetriever(Retriever):
             RetrievalError: the folder holds no index, a damaged one, or another retriever's.
             FingerprintError: the encoder is not the one it was built with.
         """
-        manifest = read_manifest(folder)
-        if (manifest.get("retriever"), manifest.get("format")) != (cls.name, FORMAT):
-            raise RetrievalError(
-                f"'{folder}' holds an index of the retriever '{manifest.get('retriever')}', format "
-                f"{manifest.get('format')}, not of '{cls.name}', format {FORMAT}. Build it anew."
-            )
-        retriever = cls(encoder or _encoder(manifest), **manifest["settings"])
-        _check_encoder(retriever.encoder, manifest, folder)
+        manifest = manifest_of(cls, folder, FORMAT)
+        retriever = cls(encoder or recorded_encoder(manifest), **manifest["settings"])
+        check_encoder(retriever, retriever.encoder, manifest, folder)
         vectors = load_array(folder / VECTORS)
         retriever.read_index(folder, vectors)
         retriever._vectors = vectors
         retriever.corpus_fingerprint = manifest["corpus_fingerprint"]
         return retriever
-
-
-def _encoder(manifest: dict[str, Any]) -> Encoder:
-    from peft_rag.retrieval.encoder import SentenceEncoder
-
-    return SentenceEncoder(manifest["encoder"], max_length=manifest["max_length"])
-
-
-def _check_encoder(encoder: Encoder, manifest: dict[str, Any], folder: Path) -> None:
-    expected = manifest["encoder_fingerprint"]
-    if encoder.fingerprint != expected:
-        raise FingerprintError(
-            f"the index '{folder}' was built with the encoder '{manifest['encoder']}' {expected[:19]}…, but "
-            f"'{encoder.name}' is {encoder.fingerprint[:19]}…. Load it with that encoder, or build it anew."
-        )

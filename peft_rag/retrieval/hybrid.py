@@ -6,12 +6,13 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_rag.errors import ConfigError, FingerprintError, RetrievalError
+from peft_rag.errors import ConfigError, RetrievalError
 from peft_rag.files import new_folder
 from peft_rag.parts import make_part
 from peft_rag.registry import RETRIEVERS, load
 from peft_rag.retrieval.base import NO_POSITION, Encoder, Neighbours, Retriever
-from peft_rag.retrieval.storage import read_manifest, write_manifest
+from peft_rag.retrieval.recorded import check_encoder, manifest_of, recorded_encoder
+from peft_rag.retrieval.storage import write_manifest
 from peft_rag.retrieval.vectors import check_exclude, check_k, empty_neighbours, fill_nearest
 
 if TYPE_CHECKING:
@@ -128,14 +129,9 @@ class HybridRetriever(Retriever):
             RetrievalError: the folder holds no index, a damaged one, or another retriever's.
             FingerprintError: the encoder is not the one it was built with.
         """
-        manifest = read_manifest(folder)
-        if (manifest.get("retriever"), manifest.get("format")) != (cls.name, FORMAT):
-            raise RetrievalError(
-                f"'{folder}' holds an index of the retriever '{manifest.get('retriever')}', format "
-                f"{manifest.get('format')}, not of '{cls.name}', format {FORMAT}. Build it anew."
-            )
-        retriever = cls(encoder or _encoder(manifest), **manifest["settings"])
-        _check_encoder(retriever, manifest, folder)
+        manifest = manifest_of(cls, folder, FORMAT)
+        retriever = cls(encoder or recorded_encoder(manifest), **manifest["settings"])
+        check_encoder(retriever, retriever.encoder, manifest, folder)
         for place, made in list(retriever.parts.items()):
             part = _load(type(made), folder / place, retriever.encoder)
             if (part.settings(), part.corpus_fingerprint) != (made.settings(), manifest["corpus_fingerprint"]):
@@ -185,18 +181,3 @@ def _make(encoder: Encoder, name: str, options: Mapping[str, Any] | None) -> Ret
 def _load(kind: Any, folder: Path, encoder: Encoder) -> Retriever:
     part: Retriever = kind.load(folder, encoder)
     return part
-
-
-def _encoder(manifest: dict[str, Any]) -> Encoder:
-    from peft_rag.retrieval.encoder import SentenceEncoder
-
-    return SentenceEncoder(manifest["encoder"], max_length=manifest["max_length"])
-
-
-def _check_encoder(retriever: HybridRetriever, manifest: dict[str, Any], folder: Path) -> None:
-    expected, found = manifest["encoder_fingerprint"], retriever.encoder_fingerprint()
-    if found != expected:
-        raise FingerprintError(
-            f"the index '{folder}' was built with the encoder '{manifest['encoder']}' {expected[:19]}…, but "
-            f"'{retriever.encoder.name}' is {found[:19]}…. Load it with that encoder, or build it anew."
-        )

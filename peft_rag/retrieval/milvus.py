@@ -7,11 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_rag.errors import ConfigError, FingerprintError, RetrievalError
+from peft_rag.errors import ConfigError, RetrievalError
 from peft_rag.files import new_folder, sha256_of_json
 from peft_rag.retrieval.base import Encoder, Neighbours, Retriever
 from peft_rag.retrieval.cache import cache_folder
-from peft_rag.retrieval.storage import read_manifest, write_manifest
+from peft_rag.retrieval.recorded import check_encoder, manifest_of, recorded_encoder
+from peft_rag.retrieval.storage import write_manifest
 from peft_rag.retrieval.vectors import check_exclude, check_finite, check_k, empty_neighbours, fill_nearest, pair_scores
 
 if TYPE_CHECKING:
@@ -189,14 +190,9 @@ class MilvusRetriever(Retriever):
                 reached or has lost the vectors.
             FingerprintError: the encoder is not the one it was built with.
         """
-        manifest = read_manifest(folder)
-        if (manifest.get("retriever"), manifest.get("format")) != (cls.name, FORMAT):
-            raise RetrievalError(
-                f"'{folder}' holds an index of the retriever '{manifest.get('retriever')}', format "
-                f"{manifest.get('format')}, not of '{cls.name}', format {FORMAT}. Build it anew."
-            )
-        retriever = cls(encoder or _encoder(manifest), uri=manifest["uri"], **manifest["settings"])
-        _check_encoder(retriever.encoder, manifest, folder)
+        manifest = manifest_of(cls, folder, FORMAT)
+        retriever = cls(encoder or recorded_encoder(manifest), uri=manifest["uri"], **manifest["settings"])
+        check_encoder(retriever, retriever.encoder, manifest, folder)
         collection, documents = manifest["collection"], manifest["count"]
         client = _connect(retriever.uri, collection)
         with _explained(retriever.uri):
@@ -236,21 +232,6 @@ def _count(client: Any, collection: str) -> int | None:
     if not client.has_collection(collection):
         return None
     return int(client.get_collection_stats(collection)["row_count"])
-
-
-def _encoder(manifest: dict[str, Any]) -> Encoder:
-    from peft_rag.retrieval.encoder import SentenceEncoder
-
-    return SentenceEncoder(manifest["encoder"], max_length=manifest["max_length"])
-
-
-def _check_encoder(encoder: Encoder, manifest: dict[str, Any], folder: Path) -> None:
-    expected = manifest["encoder_fingerprint"]
-    if encoder.fingerprint != expected:
-        raise FingerprintError(
-            f"the index '{folder}' was built with the encoder '{manifest['encoder']}' {expected[:19]}…, but "
-            f"'{encoder.name}' is {encoder.fingerprint[:19]}…. Load it with that encoder, or build it anew."
-        )
 
 
 @contextmanager

@@ -1,0 +1,42 @@
+"""What every saved index says of its retriever and encoder, and the checks before it is used again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from peft_rag.errors import FingerprintError, RetrievalError
+from peft_rag.retrieval.base import Encoder, Retriever
+from peft_rag.retrieval.storage import read_manifest
+
+
+def manifest_of(retriever: type[Retriever], folder: Path, format_number: int) -> dict[str, Any]:
+    """Return the manifest of an index that this retriever saved in this format, its files checked.
+
+    Raises:
+        RetrievalError: the folder holds no index, a damaged one, another retriever's, or another format.
+    """
+    manifest = read_manifest(folder)
+    if (manifest.get("retriever"), manifest.get("format")) != (retriever.name, format_number):
+        raise RetrievalError(
+            f"'{folder}' holds an index of the retriever '{manifest.get('retriever')}', format "
+            f"{manifest.get('format')}, not of '{retriever.name}', format {format_number}. Build it anew."
+        )
+    return manifest
+
+
+def recorded_encoder(manifest: dict[str, Any]) -> Encoder:
+    """Return the sentence encoder that an index names."""
+    from peft_rag.retrieval.encoder import SentenceEncoder
+
+    return SentenceEncoder(manifest["encoder"], max_length=manifest["max_length"])
+
+
+def check_encoder(retriever: Retriever, encoder: Encoder, manifest: dict[str, Any], folder: Path) -> None:
+    """Raise `FingerprintError` when a retriever's encoder is not the one an index was built with."""
+    expected, found = manifest["encoder_fingerprint"], retriever.encoder_fingerprint()
+    if found != expected:
+        raise FingerprintError(
+            f"the index '{folder}' was built with the encoder '{manifest['encoder']}' {expected[:19]}…, but "
+            f"'{encoder.name}' is {found[:19]}…. Load it with that encoder, or build it anew."
+        )
