@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import TrainingArguments
 
-    from peft_rag.evaluation.bootstrap import Score
     from peft_rag.fusion.base import Fusion, Memory, Outputs, Split
     from peft_rag.knowledge import Knowledge
     from peft_rag.model import RetrievalAugmentedModel
@@ -38,10 +37,25 @@ class RunResult:
     Attributes:
         folder: the artefact.
         metrics: the content of its ``metrics.json``.
+        answers: what it answered on the test split, and to what.
     """
 
     folder: Path
     metrics: Mapping[str, Any]
+    answers: Answers | None = None
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What each arm of a run answered on the test split.
+
+    Attributes:
+        log_probs: by arm, in nats, as the task gives them; one row an example.
+        targets: of the same examples.
+    """
+
+    log_probs: Mapping[str, Tensor]
+    targets: Tensor
 
 
 @dataclass(frozen=True)
@@ -88,7 +102,9 @@ def run(config: RunConfig, say: Say = print) -> RunResult:
         checked = prepared.model.outputs(prepared.validation, progress="validation")
         if config.head_refit:
             refit_head(prepared, checked, tell)
-        arms = before | measure_after(prepared, checked, tell)
+        targets = prepared.splits.task.targets(prepared.test.examples)
+        answers = Answers(before | measure_after(prepared, checked, tell), targets)
+        arms = {arm: prepared.splits.task.evaluate(given, targets) for arm, given in answers.log_probs.items()}
         twice = count_duplicates((example.text for example in prepared.test.examples), prepared.splits.corpus)
         measured = metrics(
             config,
@@ -107,7 +123,7 @@ def run(config: RunConfig, say: Say = print) -> RunResult:
         f"saved: {output} ({size:,} bytes)",
     ):
         tell(line)
-    return RunResult(output, measured)
+    return RunResult(output, measured, answers)
 
 
 def prepare(config: RunConfig, working: Path, say: Say) -> Prepared:
@@ -162,20 +178,24 @@ def prepare(config: RunConfig, working: Path, say: Say) -> Prepared:
     return Prepared(model, splits, arguments, *_retrieve(knowledge, splits, fusion))
 
 
-def measure_before(prepared: Prepared, say: Say) -> dict[str, dict[str, Score]]:
-    """Score the untrained model (random head on the frozen backbone) and retrieval alone, on the test split."""
+def measure_before(prepared: Prepared, say: Say) -> dict[str, Tensor]:
+    """Ask the untrained model (random head on the frozen backbone) and retrieval alone, on the test split.
+
+    Returns:
+        log-probabilities by arm, in nats.
+    """
     from peft_rag.fusion.none import NoFusion
 
     model, task = prepared.model, prepared.splits.task
     with model.disable_adapter():
         outputs = model.outputs(prepared.test, fusion=NoFusion(), progress="untrained model")
-    targets = task.targets(prepared.test.examples)
-    arms = {"untrained": task.evaluate(outputs.log_probs, targets)}
+    answers = {"untrained": outputs.log_probs}
     if all(document.labels for document in prepared.splits.corpus):
-        arms["retrieval_alone"] = task.evaluate(_retrieval_alone(prepared, outputs), targets)
-    for arm, scores in arms.items():
-        say(f"{arm.replace('_', ' ')}: {task.main_metric} {scores[task.main_metric]}")
-    return arms
+        answers["retrieval_alone"] = _retrieval_alone(prepared, outputs)
+    targets = task.targets(prepared.test.examples)
+    for arm, given in answers.items():
+        say(f"{arm.replace('_', ' ')}: {task.main_metric} {task.evaluate(given, targets)[task.main_metric]}")
+    return answers
 
 
 def tune(prepared: Prepared, config: RunConfig, say: Say) -> TrainingReport:
@@ -235,8 +255,12 @@ def _train_features(prepared: Prepared) -> Tensor:
     return memory.features[torch.tensor([place[example.id] for example in prepared.train.examples])]
 
 
-def measure_after(prepared: Prepared, checked: Outputs, say: Say) -> dict[str, dict[str, Score]]:
-    """Fit the fusion on validation, then score the trained model without and with retrieval on the test split."""
+def measure_after(prepared: Prepared, checked: Outputs, say: Say) -> dict[str, Tensor]:
+    """Fit the fusion on validation, then ask the trained model without and with retrieval, on the test split.
+
+    Returns:
+        log-probabilities by arm, in nats.
+    """
     from peft_rag.fusion.none import NoFusion
 
     model, task = prepared.model, prepared.splits.task
@@ -244,16 +268,14 @@ def measure_after(prepared: Prepared, checked: Outputs, say: Say) -> dict[str, d
     targets = task.targets(prepared.validation.examples)
     model.fusions[model.adapter] = model.fusion.fit(model.judge(checked), prepared.validation, memory, task, targets)
     say(f"fusion: {_settings(model.fusion)}")
-    wanted = task.targets(prepared.test.examples)
     fused = model.outputs(prepared.test, progress="test")
     alone = fused
     if model.fusion.reads_neighbours:
         alone = model.outputs(prepared.test, fusion=NoFusion(), progress="test without retrieval")
-    arms = {"without_retrieval": task.evaluate(alone.log_probs, wanted)}
+    answers = {"without_retrieval": alone.log_probs}
     if not isinstance(model.fusion, NoFusion):
-        combined = model.fusion.combine(fused, prepared.test, memory, task)
-        arms["with_retrieval"] = task.evaluate(combined, wanted)
-    return arms
+        answers["with_retrieval"] = model.fusion.combine(fused, prepared.test, memory, task)
+    return answers
 
 
 def _splits(config: RunConfig, task: Any) -> Splits:
