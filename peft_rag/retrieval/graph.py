@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_rag.errors import RetrievalError
-from peft_rag.retrieval.manifest import GraphEntry, StoreSettings, adopt_durably
+from peft_rag.retrieval.manifest import GraphEntry, StoreSettings, adopt_durably, write_durably
+from peft_rag.retrieval.projection import SAMPLE, principal_directions
 from peft_rag.retrieval.ranking import Candidates, Exclude, score_pairs
 
 if TYPE_CHECKING:
@@ -30,25 +31,30 @@ class StoredGraph:
     """An HNSW graph whose labels are the row numbers of an index.
 
     Rows added since it was written, and deletions, need not be in it: the former are searched exactly, the latter
-    masked. `refreshed` brings it up to date.
+    masked. `refreshed` brings it up to date. With a projection it compares shorter vectors, Pᵀq and Pᵀd, and all that
+    it looks at is then ranked by the stored vectors.
 
     Source: Malkov and Yashunin 2018, arXiv:1603.09320.
     """
 
-    def __init__(self, graph: Any, entry: GraphEntry, settings: StoreSettings) -> None:
-        """Hold a graph that is built; see `open`."""
+    def __init__(
+        self, graph: Any, entry: GraphEntry, settings: StoreSettings, projection: NDArray[np.float32] | None
+    ) -> None:
+        """Hold a graph that is built, and P ``(D, d)`` if it has one; see `open`."""
         self.graph = graph
         self.entry = entry
         self.settings = settings
+        self.projection = projection
 
     @classmethod
     def open(cls, folder: Path, entry: GraphEntry, dimension: int, settings: StoreSettings) -> StoredGraph:
-        """Open a graph file whose hash has been checked.
+        """Open a graph whose files' hashes have been checked.
 
         Raises:
             RetrievalError: it is no graph of that many elements.
         """
-        return cls(_load(folder / entry.file, entry, dimension, settings, entry.slots), entry, settings)
+        projection = _read_projection(folder, entry.projection)
+        return cls(_load(folder, entry, _compared(dimension, projection), settings), entry, settings, projection)
 
     def search(
         self,
@@ -66,18 +72,15 @@ class StoredGraph:
         import numpy as np
 
         found, pending = Candidates.none(), np.arange(len(queries))
-        fetch = 2 * k + _SLACK
+        fetch = 2 * k + _SLACK if self.projection is None else max(self.settings.ef, 2 * k + _SLACK)
         while len(pending) and fetch * _EXACT_FROM <= self.entry.slots:
             fetched = self._fetch(queries[pending], fetch)
             if fetched is None:
                 break
             rows, scores = fetched
             free = _allowed(rows, pending, allowed, exclude)
-            margin = _ROUNDING * np.maximum(1.0, np.abs(scores).max(axis=1, keepdims=True))
-            last = -np.sort(-np.where(free, scores, -np.inf), axis=1)[:, k - 1, None]
-            # Nothing beyond what was fetched can then be as close as the last neighbour, nor tie with it.
-            enough = ((last > -np.inf) & (last > scores.min(axis=1, keepdims=True) + margin)).ravel()
-            places, ranks = np.nonzero(free & (scores >= last - margin) & enough[:, None])
+            near, enough = _nearest(scores, free, k) if self.projection is None else (free, free.sum(axis=1) >= k)
+            places, ranks = np.nonzero(near & enough[:, None])
             found += self._scored(shards, queries, pending[places], rows[places, ranks])
             pending = pending[~enough]
             fetch *= _GROWTH
@@ -88,6 +91,7 @@ class StoredGraph:
         import numpy as np
 
         self.graph.set_ef(max(self.settings.ef, count))
+        queries = queries if self.projection is None else queries @ self.projection
         try:
             labels, distances = self.graph.knn_query(queries, k=count)
         except RuntimeError:
@@ -106,18 +110,18 @@ class StoredGraph:
 
 def refreshed(
     folder: Path,
-    name: str,
+    generation: int,
     present: GraphEntry | None,
     shards: Shards,
     deleted: NDArray[np.bool_],
     settings: StoreSettings,
     progress: str | None = None,
 ) -> GraphEntry | None:
-    """Return the graph an index should have now; written as the file ``name`` if the present one will not do.
+    """Return the graph an index should have now; written as a new file if the present one will not do.
 
     Args:
         folder: the index.
-        name: of a new graph file.
+        generation: numbers new files.
         present: the graph there is.
         shards: all documents.
         deleted: which rows are deleted, ``(N,)``.
@@ -130,17 +134,46 @@ def refreshed(
     if live < settings.exact_below and present is None:
         return None
     if present is None:
-        graph, rows = _new(max(1, live), shards.dimension, settings), np.flatnonzero(~deleted)
+        rows = np.flatnonzero(~deleted)
+        directions = _write_projection(folder, f"projection-{generation:06d}.npy", shards, rows, settings)
+        projection = _read_projection(folder, directions)
+        graph = _new(max(1, live), _compared(shards.dimension, projection), settings)
     else:
         gone = int(deleted[: present.rows].sum()) - present.deleted
         if len(deleted) - present.rows + gone <= min(settings.exact_below, present.rows // _PENDING_SHARE):
             return present
         rows = present.rows + np.flatnonzero(~deleted[present.rows :])
-        graph = _with_room(folder, present, shards.dimension, settings, deleted, len(rows))
-    _add(graph, rows, shards, settings, progress)
+        directions, projection = present.projection, _read_projection(folder, present.projection)
+        graph = _with_room(folder, present, _compared(shards.dimension, projection), settings, deleted, len(rows))
+    _add(graph, rows, shards, projection, settings, progress)
+    name = f"graph-{generation:06d}.hnsw"
     adopt_durably(folder / name, graph.save_index, graph.index_file_size)
     marked = int(deleted.sum())
-    return GraphEntry(name, len(deleted), marked, int(graph.get_current_count()))
+    return GraphEntry(name, len(deleted), marked, int(graph.get_current_count()), directions)
+
+
+def _write_projection(folder: Path, name: str, shards: Shards, rows: NDArray[np.int64], settings: StoreSettings) -> str:
+    """Write the directions that the graph will compare, from a sample of rows; return the file, or nothing if all."""
+    import numpy as np
+
+    if not 0 < settings.graph_dimensions < shards.dimension:
+        return ""
+    sample = rows[np.unique(np.linspace(0, len(rows) - 1, SAMPLE).astype(np.int64))]
+    directions = principal_directions(shards.vectors(sample), settings.graph_dimensions, settings.metric)
+    write_durably(folder / name, lambda file: np.save(file, directions, allow_pickle=False))
+    return name
+
+
+def _read_projection(folder: Path, name: str) -> NDArray[np.float32] | None:
+    import numpy as np
+
+    directions: NDArray[np.float32] | None = np.load(folder / name, allow_pickle=False) if name else None
+    return directions
+
+
+def _compared(dimension: int, projection: NDArray[np.float32] | None) -> int:
+    """Return the dimension of what a graph compares."""
+    return dimension if projection is None else int(projection.shape[1])
 
 
 def _new(capacity: int, dimension: int, settings: StoreSettings) -> Any:
@@ -166,7 +199,7 @@ def _with_room(
     """Load a graph, mark what has been deleted, and give it room for what is coming."""
     import numpy as np
 
-    graph = _load(folder / present.file, present, dimension, settings, present.slots)
+    graph = _load(folder, present, dimension, settings)
     labels = np.asarray(graph.get_ids_list(), dtype=np.int64)
     free = 0
     for label in labels[deleted[labels]].tolist():
@@ -179,20 +212,29 @@ def _with_room(
     return graph
 
 
-def _add(graph: Any, rows: NDArray[np.int64], shards: Shards, settings: StoreSettings, progress: str | None) -> None:
+def _add(
+    graph: Any,
+    rows: NDArray[np.int64],
+    shards: Shards,
+    projection: NDArray[np.float32] | None,
+    settings: StoreSettings,
+    progress: str | None,
+) -> None:
     from tqdm import tqdm
 
     with tqdm(total=len(rows), desc=progress, unit="document", disable=progress is None) as bar:
         for start in range(0, len(rows), _BATCH):
             batch = rows[start : start + _BATCH]
-            graph.add_items(shards.vectors(batch), batch, num_threads=settings.threads or -1, replace_deleted=True)
+            vectors = shards.vectors(batch)
+            vectors = vectors if projection is None else vectors @ projection
+            graph.add_items(vectors, batch, num_threads=settings.threads or -1, replace_deleted=True)
             bar.update(len(batch))
 
 
-def _load(path: Path, entry: GraphEntry, dimension: int, settings: StoreSettings, capacity: int) -> Any:
-    graph = _empty(dimension, settings)
+def _load(folder: Path, entry: GraphEntry, dimension: int, settings: StoreSettings) -> Any:
+    graph, path = _empty(dimension, settings), folder / entry.file
     try:
-        graph.load_index(str(path), max_elements=max(1, capacity), allow_replace_deleted=True)
+        graph.load_index(str(path), max_elements=max(1, entry.slots), allow_replace_deleted=True)
     except RuntimeError as error:
         if not path.exists():
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from None
@@ -209,6 +251,21 @@ def _empty(dimension: int, settings: StoreSettings) -> Any:
     import hnswlib
 
     return hnswlib.Index(space="l2" if settings.metric == "l2" else "ip", dim=dimension)
+
+
+def _nearest(
+    scores: NDArray[np.float32], free: NDArray[np.bool_], k: int
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return which candidates ``(Q, C)`` may be among the best ``k``, and which queries have fetched enough of them.
+
+    Enough is fetched where nothing beyond can be as close as the last neighbour, nor tie with it.
+    """
+    import numpy as np
+
+    margin = _ROUNDING * np.maximum(1.0, np.abs(scores).max(axis=1, keepdims=True))
+    last = -np.sort(-np.where(free, scores, -np.inf), axis=1)[:, k - 1, None]
+    enough = (last > -np.inf) & (last > scores.min(axis=1, keepdims=True) + margin)
+    return free & (scores >= last - margin), enough.ravel()
 
 
 def _allowed(

@@ -14,13 +14,14 @@ from typing import Any, BinaryIO
 
 from peft_rag.errors import ConfigError, RetrievalError
 from peft_rag.files import sha256_of_file, sha256_of_json, write_json
+from peft_rag.retrieval.precision import PRECISIONS
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 BUILDING = "building.json"
 METRICS = ("cosine", "ip", "l2")
 
-_OURS = re.compile(r"(\.tmp-)?(shard|deleted|graph)-\d{6}.*|\.(manifest|building)\.json\..*")
+_OURS = re.compile(r"(\.tmp-)?(shard|deleted|graph|projection)-\d{6}.*|\.(manifest|building)\.json\..*")
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,9 @@ class StoreSettings:
         threads: threads that build the graph; 1 builds the same graph every time, 0 uses every core.
         exact_below: an index of fewer documents is searched exactly and has no graph.
         shard_size: documents a file; an interrupted build loses at most so many encodings.
+        precision: numbers of a stored vector: ``float32``, ``float16`` or ``int8``.
+        graph_dimensions: dimensions that the graph compares, of those in which vectors differ most; 0 compares all.
+            What it proposes is ranked by the stored vectors.
     """
 
     metric: str = "cosine"
@@ -44,11 +48,16 @@ class StoreSettings:
     threads: int = 1
     exact_below: int = 10_000
     shard_size: int = 4096
+    precision: str = "float32"
+    graph_dimensions: int = 0
 
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
             raise ConfigError(f"metric must be one of {', '.join(METRICS)}, but is {self.metric!r}.")
+        if self.precision not in PRECISIONS:
+            raise ConfigError(f"precision must be one of {', '.join(PRECISIONS)}, but is {self.precision!r}.")
         least = {"M": 2, "ef_construction": 1, "ef": 1, "threads": 0, "exact_below": 0, "shard_size": 1}
+        least["graph_dimensions"] = 0
         for name, smallest in least.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
@@ -84,12 +93,19 @@ class GraphEntry:
         rows: rows below this number are in the graph; later ones are searched exactly.
         deleted: how many of those were deleted when it was written.
         slots: elements the graph holds room for in use, deleted ones included.
+        projection: file of the directions it compares; empty if it compares all.
     """
 
     file: str
     rows: int
     deleted: int
     slots: int
+    projection: str = ""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The names of its files."""
+        return (self.file, self.projection) if self.projection else (self.file,)
 
 
 @dataclass(frozen=True)
@@ -131,7 +147,7 @@ class Manifest:
     def names(self) -> list[str]:
         """The names of all files it refers to."""
         named = [name for shard in self.shards for name in shard.files]
-        return [*named, *([self.deleted] if self.deleted else []), *([self.graph.file] if self.graph else [])]
+        return [*named, *([self.deleted] if self.deleted else []), *(self.graph.files if self.graph else ())]
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

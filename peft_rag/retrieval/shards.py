@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from peft_rag.corpus import Document
 from peft_rag.errors import CorpusError, RetrievalError, ShapeError
 from peft_rag.retrieval.manifest import ShardEntry, write_durably
+from peft_rag.retrieval.precision import unpack
 from peft_rag.retrieval.vectors import check_finite, normalise
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class Shard:
     Attributes:
         entry: its name and size.
         start: the row number of its first document.
-        vectors: float32 ``(rows, D)``, memory-mapped.
+        stored: the vectors as `precision.pack` left them, memory-mapped.
         keys: hashes of the ids, uint64 ``(rows,)``, memory-mapped.
         table: the documents as an Arrow table, memory-mapped.
     """
@@ -43,13 +44,13 @@ class Shard:
         documents, vectors, keys = entry.files
         self.entry = entry
         self.start = start
-        self.vectors: NDArray[np.float32] = np.load(folder / vectors, mmap_mode="r", allow_pickle=False)
+        self.stored: NDArray[Any] = np.load(folder / vectors, mmap_mode="r", allow_pickle=False)
         self.keys: NDArray[np.uint64] = np.load(folder / keys, mmap_mode="r", allow_pickle=False)
         with pyarrow.memory_map(str(folder / documents)) as file:
             self.table: Any = pyarrow.ipc.open_stream(file).read_all()
-        if len(self.vectors) != entry.rows or len(self.keys) != entry.rows:
+        if len(self.stored) != entry.rows or len(self.keys) != entry.rows:
             raise RetrievalError(
-                f"'{folder / entry.name}' holds {len(self.vectors):,} vectors for {entry.rows:,} documents. "
+                f"'{folder / entry.name}' holds {len(self.stored):,} vectors for {entry.rows:,} documents. "
                 "Build the index anew."
             )
 
@@ -97,7 +98,17 @@ class Shards:
 
         found = np.empty((len(rows), self.dimension), dtype=np.float32)
         for shard, places in self._places(rows):
-            found[places] = shard.vectors[rows[places] - shard.start]
+            found[places] = unpack(shard.stored[rows[places] - shard.start])
+        return found
+
+    def stored(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """Return the vectors of rows as they are stored; at least one row."""
+        import numpy as np
+
+        first = self.shards[0].stored
+        found = np.empty((len(rows), first.shape[1]), dtype=first.dtype)
+        for shard, places in self._places(rows):
+            found[places] = shard.stored[rows[places] - shard.start]
         return found
 
     def blocks(self, start: int, size: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
@@ -105,7 +116,7 @@ class Shards:
         for shard in self.shards:
             for first in range(max(start, shard.start), shard.stop, size):
                 here = first - shard.start
-                yield first, shard.vectors[here : min(here + size, shard.entry.rows)]
+                yield first, unpack(shard.stored[here : min(here + size, shard.entry.rows)])
 
     def ids(self, rows: NDArray[np.int64]) -> list[str]:
         """Return the ids of rows."""
@@ -240,8 +251,8 @@ def prepare(vectors: NDArray[np.float32], count: int, dimension: int, metric: st
     return normalise(vectors) if metric == "cosine" else vectors
 
 
-def write_shard(folder: Path, name: str, documents: Sequence[Document], vectors: NDArray[np.float32]) -> ShardEntry:
-    """Write documents and vectors ``(N, D)`` under a name that no manifest mentions yet."""
+def write_shard(folder: Path, name: str, documents: Sequence[Document], stored: NDArray[Any]) -> ShardEntry:
+    """Write documents and their packed vectors under a name that no manifest mentions yet."""
     import numpy as np
     import pyarrow
     import pyarrow.ipc
@@ -262,7 +273,7 @@ def write_shard(folder: Path, name: str, documents: Sequence[Document], vectors:
     text_file, vector_file, key_file = entry.files
     keys = id_keys(document.id for document in documents)
     write_durably(folder / text_file, write_documents)
-    write_durably(folder / vector_file, lambda file: np.save(file, vectors, allow_pickle=False))
+    write_durably(folder / vector_file, lambda file: np.save(file, stored, allow_pickle=False))
     write_durably(folder / key_file, lambda file: np.save(file, keys, allow_pickle=False))
     return entry
 

@@ -297,8 +297,8 @@ class IndexStore:
             with tqdm(total=len(rows), desc=progress, unit="document", disable=progress is None) as bar:
                 for number, start in enumerate(range(0, len(rows), size)):
                     batch = rows[start : start + size]
-                    documents, vectors = present.shards.documents(batch), present.shards.vectors(batch)
-                    shards.append(write_shard(self.folder, shard_name(old.generation + 1, number), documents, vectors))
+                    documents, stored = present.shards.documents(batch), present.shards.stored(batch)
+                    shards.append(write_shard(self.folder, shard_name(old.generation + 1, number), documents, stored))
                     bar.update(len(batch))
             fresh = Manifest(old.generation, old.encoder, old.dimension, old.settings, (), "", None, 0)
             self.snapshot = commit(self.folder, fresh, shards, none_deleted(len(rows)), progress)

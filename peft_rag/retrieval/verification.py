@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_rag.errors import RetrievalError
+from peft_rag.retrieval.precision import largest_error, pack, unpack
 from peft_rag.retrieval.shards import encode_documents, id_keys
 from peft_rag.retrieval.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from peft_rag.retrieval.base import Encoder
-
-_NEAR = 1e-3
 
 
 def verify(folder: Path, snapshot: Snapshot, encoder: Encoder) -> dict[str, Any]:
@@ -51,7 +50,7 @@ def _check_rows(folder: Path, snapshot: Snapshot) -> None:
         ids = shard.table.column("id").to_pylist()
         if len(ids) != shard.entry.rows or not np.array_equal(id_keys(ids), shard.keys):
             raise RetrievalError(f"the index '{folder}': {shard.entry.name} disagrees about its ids. Build it anew.")
-        if not np.isfinite(np.asarray(shard.vectors)).all():
+        if not np.isfinite(unpack(shard.stored)).all():
             raise RetrievalError(f"the index '{folder}': {shard.entry.name} holds NaN or infinity. Build it anew.")
         keys.append(shard.keys[free])
     every = np.concatenate(keys) if keys else np.empty(0, np.uint64)
@@ -66,8 +65,10 @@ def _check_encoder(folder: Path, snapshot: Snapshot, encoder: Encoder) -> tuple[
     if not len(rows):
         return 0.0, 1.0
     documents, stored = snapshot.shards.documents(rows), snapshot.shards.vectors(rows)
-    difference = float(np.abs(encode_documents(documents, encoder, snapshot.manifest.settings.metric) - stored).max())
-    if difference > _NEAR * max(1.0, float(np.abs(stored).max())):
+    settings = snapshot.manifest.settings
+    again = unpack(pack(encode_documents(documents, encoder, settings.metric), settings.precision))
+    difference = float(np.abs(again - stored).max())
+    if difference > largest_error(stored, settings.precision):
         raise RetrievalError(
             f"the index '{folder}': its encoder '{encoder.name}' now gives vectors that differ from the stored ones by "
             f"{difference:.3g}. Another version of sentence-transformers or torch may be why; build the index anew."

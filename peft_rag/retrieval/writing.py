@@ -29,6 +29,7 @@ from peft_rag.retrieval.manifest import (
     write_manifest,
     write_signed,
 )
+from peft_rag.retrieval.precision import pack
 from peft_rag.retrieval.shards import (
     Shard,
     Shards,
@@ -161,7 +162,8 @@ def write_shards(
             shard = building.finished(number, batch) if building else None
             if shard is None:
                 vectors = encode_documents(batch, encoder, settings.metric)
-                shard = write_shard(folder, shard_name(generation, number), batch, vectors)
+                stored = pack(vectors, settings.precision)
+                shard = write_shard(folder, shard_name(generation, number), batch, stored)
             shards.append(shard)
             opened.append(Shard(folder, shard, opened[-1].stop if opened else 0))
             if building:
@@ -187,7 +189,7 @@ def commit(
     generation = old.generation + 1
     opened = Shards.open(folder, shards, old.dimension)
     title = f"{progress}: graph" if progress else None
-    entry = refreshed(folder, f"graph-{generation:06d}.hnsw", old.graph, opened, deleted, old.settings, title)
+    entry = refreshed(folder, generation, old.graph, opened, deleted, old.settings, title)
     name = f"deleted-{generation:06d}.npy" if deleted.any() else ""
     if name:
         write_durably(folder / name, lambda file: np.save(file, deleted, allow_pickle=False))

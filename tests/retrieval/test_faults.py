@@ -19,6 +19,7 @@ from peft_rag.retrieval.store import IndexStore
 
 KILLS = {"build": 20, "add": 20, "delete": 14, "compact": 14}
 SETTINGS = StoreSettings(exact_below=40, shard_size=16)
+COMPACT = StoreSettings(exact_below=40, shard_size=16, ef=100, precision="int8", graph_dimensions=6)
 
 
 class HashEncoder:
@@ -78,9 +79,10 @@ def worker(doing, folder, steps):
 
 
 @pytest.fixture
-def base(tmp_path):
+def base(tmp_path, request):
     """An index with deletions, a graph and rows that are not in it yet."""
-    store = IndexStore.build(tmp_path / "base", documents(0, 100), HashEncoder(), SETTINGS)
+    settings = getattr(request, "param", SETTINGS)
+    store = IndexStore.build(tmp_path / "base", documents(0, 100), HashEncoder(), settings)
     store.delete(["d0", "d50"])
     store.add(documents(100, 103))
     assert store.info()["graph"]["rows"] == 100
@@ -150,6 +152,7 @@ def test_killed_at_any_moment_the_index_is_the_old_or_the_new_one(doing, base, t
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("base", [SETTINGS, COMPACT], ids=["plain", "compact"], indirect=True)
 @pytest.mark.parametrize("doing", KILLS)
 def test_killed_at_calls_of_the_system_the_index_is_the_old_or_the_new_one(doing, base, tmp_path):
     before, after, _ = states(doing, base, tmp_path)
@@ -195,6 +198,7 @@ def opened(folder):
         return None, str(error)
 
 
+@pytest.mark.parametrize("base", [SETTINGS, COMPACT], ids=["plain", "compact"], indirect=True)
 def test_any_damage_to_any_file_is_named_or_harmless(base):
     expected = content(base)
     draw = random.Random(7)
@@ -223,8 +227,9 @@ def test_any_damage_to_any_file_is_named_or_harmless(base):
     assert content(base) == expected
 
 
+@pytest.mark.parametrize("base", [SETTINGS, COMPACT], ids=["plain", "compact"], indirect=True)
 def test_a_missing_file_is_named_and_an_extra_byte_noticed(base):
-    for path in sorted(base.glob("[sdg]*-*")):
+    for path in sorted(base.glob("[sdgp]*-*")):
         data = path.read_bytes()
         path.unlink()
         with pytest.raises(RetrievalError, match=f"{path.name} is missing or damaged"):

@@ -89,8 +89,13 @@ def test_documents_are_readable_by_datasets(store):
 
 @pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
 @pytest.mark.parametrize("exact_below", [60, 10_000])
-def test_search_finds_what_plain_loops_find_through_every_change(tmp_path, points, metric, exact_below):
-    settings = StoreSettings(metric=metric, exact_below=exact_below, shard_size=16, ef=200)
+@pytest.mark.parametrize(("precision", "graph_dimensions"), [("float32", 0), ("float16", 0), ("int8", 8)])
+def test_search_finds_what_plain_loops_find_through_every_change(
+    tmp_path, points, metric, exact_below, precision, graph_dimensions
+):
+    settings = StoreSettings(
+        metric, ef=200, exact_below=exact_below, shard_size=16, precision=precision, graph_dimensions=graph_dimensions
+    )
     store = IndexStore.build(tmp_path / "index", documents(0, 90), points, settings)
     queries = points.encode([f"query {n}" for n in range(8)])
     changes = [
@@ -124,6 +129,54 @@ def test_deleted_slots_are_used_again_and_capacity_grows_by_itself(store, points
     store.compact()
     assert (store.info()["deleted"], store.info()["documents"]) == (0, 300)
     assert IndexStore.open(store.folder, points).search(["419 text"], 1)[0][0].id == "d419"
+
+
+def test_a_short_graph_proposes_what_stored_vectors_rank(tmp_path):
+    points = Points(48)
+    settings = StoreSettings(exact_below=100, shard_size=128, precision="float16", graph_dimensions=24, ef=60)
+    store = IndexStore.build(tmp_path / "short", documents(0, 400), points, settings)
+    plain = IndexStore.build(tmp_path / "plain", documents(0, 400), points, StoreSettings(exact_below=100))
+    assert store.snapshot.graph.projection.shape == (48, 24)
+    queries = points.encode([f"{n} texts" for n in range(40)])
+    found, exact = store.search_vectors(queries, 5), store.search_vectors(queries, 5, exact=True)
+    same = [len({hit.id for hit in a} & {hit.id for hit in b}) / 5 for a, b in zip(found, exact, strict=True)]
+    assert np.mean(same) > 0.9
+    for query, hits in zip(queries, found, strict=True):
+        assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+        whole = {hit.id: hit.score for hit in plain.search_vectors(query[None], 400)[0]}
+        assert [hit.score for hit in hits] == pytest.approx([whole[hit.id] for hit in hits], abs=1e-3)
+    sizes = [sum(path.stat().st_size for path in one.folder.glob("graph-*")) for one in (store, plain)]
+    assert sizes[0] < 0.75 * sizes[1]
+
+
+def test_a_short_graph_keeps_its_directions_until_it_is_built_anew(tmp_path):
+    points = Points(16)
+    settings = StoreSettings(exact_below=60, shard_size=32, precision="int8", graph_dimensions=4)
+    store = IndexStore.build(tmp_path / "short", documents(0, 100), points, settings)
+    first = store.snapshot.manifest.graph.projection
+    store.add(documents(100, 200))
+    assert store.snapshot.manifest.graph.projection == first
+    assert store.verify()["documents"] == 200
+    store.compact()
+    assert store.snapshot.manifest.graph.projection != first
+    assert not (store.folder / first).exists()
+    assert IndexStore.open(store.folder, points).verify()["files"] == len(store.snapshot.manifest.files)
+
+
+def test_as_many_graph_dimensions_as_there_are_compare_all(tmp_path, points):
+    settings = StoreSettings(exact_below=60, graph_dimensions=16)
+    store = IndexStore.build(tmp_path / "all", documents(0, 100), points, settings)
+    assert store.snapshot.graph.projection is None
+
+
+def test_compacting_leaves_stored_vectors_as_they_are(tmp_path, points):
+    settings = StoreSettings(exact_below=60, shard_size=32, precision="int8")
+    store = IndexStore.build(tmp_path / "index", documents(0, 100), points, settings)
+    before = {hit.id: hit.score for hit in store.search(["7 text"], 100)[0]}
+    store.delete(["d3"])
+    store.compact()
+    after = {hit.id: hit.score for hit in store.search(["7 text"], 100)[0]}
+    assert after == {name: score for name, score in before.items() if name != "d3"}
 
 
 def test_update_replaces_text_labels_and_vector(store):
