@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,8 @@ set of the hub. Whatever interrupts a command, the folder holds what it held bef
 """
 
 Add = Callable[[Any], None]
+
+COMPACT: dict[str, Any] = {"precision": "int8", "graph_dimensions": 128, "ef": 100}
 
 
 def add_to(commands: Any) -> None:
@@ -103,7 +106,8 @@ def _add_build(commands: Any) -> None:
         "Encode and index every document of a corpus. The corpus is streamed, so it may be larger than memory. If the\n"
         "build is interrupted, run the same command again: it goes on after the last finished shard.\n\n"
         "  peft-rag index build kb/ --corpus articles.jsonl --text-field body --id-field url\n"
-        "  peft-rag index build wiki/ --corpus demo:wiki-topics/corpus --threads 0",
+        "  peft-rag index build wiki/ --corpus demo:wiki-topics/corpus --threads 0\n"
+        "  peft-rag index build small/ --corpus articles.jsonl --compact",
         _build,
     )
     _add_corpus(parser)
@@ -111,7 +115,14 @@ def _add_build(commands: Any) -> None:
         "--encoder", default=DEFAULT_MODEL, help=f"sentence-transformers model or folder ({DEFAULT_MODEL})"
     )
     parser.add_argument("--max-length", "--max_length", type=int, help="tokens after which a text is cut")
-    parser.add_argument("--metric", default="cosine", help="cosine, ip or l2 (cosine)")
+    parser.add_argument("--metric", help="cosine, ip or l2 (cosine)")
+    parser.add_argument(
+        "--compact",
+        action="store_true",
+        help=f"take a third of the memory: --precision {COMPACT['precision']} --graph-dimensions "
+        f"{COMPACT['graph_dimensions']} --ef {COMPACT['ef']}",
+    )
+    parser.add_argument("--precision", help="numbers of a stored vector: float32, float16 or int8 (float32)")
     numbers = {
         "M": (16, "links a node of the graph has; more find more and take more memory"),
         "ef-construction": (200, "candidates looked at for each document while building"),
@@ -119,10 +130,11 @@ def _add_build(commands: Any) -> None:
         "threads": (1, "threads that build the graph; 1 builds the same graph every time, 0 uses every core"),
         "exact-below": (10_000, "fewer documents are searched exactly and need no graph"),
         "shard-size": (4096, "documents a file; an interrupted build loses at most so many encodings"),
+        "graph-dimensions": (0, "dimensions that the graph compares; 0 compares all"),
     }
     for name, (default, meaning) in numbers.items():
         names = dict.fromkeys((f"--{name}", f"--{name.replace('-', '_')}"))
-        parser.add_argument(*names, type=int, default=default, help=f"{meaning} ({default})")
+        parser.add_argument(*names, type=int, help=f"{meaning} ({default})")
 
 
 def _build(known: argparse.Namespace) -> None:
@@ -131,8 +143,9 @@ def _build(known: argparse.Namespace) -> None:
     from peft_rag.retrieval.manifest import StoreSettings
     from peft_rag.retrieval.store import IndexStore
 
-    names = ("metric", "M", "ef_construction", "ef", "threads", "exact_below", "shard_size")
-    settings = StoreSettings(**{name: getattr(known, name) for name in names})
+    given = {entry.name: getattr(known, entry.name) for entry in fields(StoreSettings)}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    settings = StoreSettings(**(COMPACT if known.compact else {}) | chosen)
     hold_back_chatter()
     encoder = SentenceEncoder(known.encoder, max_length=known.max_length)
     store = IndexStore.build(known.folder, _documents(known), encoder, settings, progress="build")

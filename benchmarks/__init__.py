@@ -1,0 +1,1 @@
+"""Measurements, each run by one command; README.md holds what they gave."""

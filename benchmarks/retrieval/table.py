@@ -1,0 +1,95 @@
+"""Stored measurements of the retrieval engine as Markdown: ``python -m benchmarks.retrieval.table`` prints them all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parents[1] / "results" / "retrieval"
+_MB = 1e6
+
+
+def stored() -> dict[str, dict[str, Any]]:
+    """Return every stored measurement by its name."""
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))}
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """Return the tables of one measurement."""
+    size = f"{result['documents']:,} × {result['dimension']}"
+    return "\n".join([_search(result, size), _memory(result), _building(result), _opening(result)])
+
+
+def _search(result: Mapping[str, Any], size: str) -> str:
+    speeds = {row["name"]: row for row in result["search"]}
+    raw = speeds["hnswlib"]["queries_per_second"]
+    rows = [
+        (
+            name,
+            "" if row["ef"] is None else row["ef"],
+            f"{row['recall']:.4f}",
+            f"{row['queries_per_second']:,.0f} ({row['slowest']:,.0f} to {row['fastest']:,.0f})",
+            f"{row['queries_per_second'] / raw:.2f}",
+        )
+        for name, row in speeds.items()
+    ]
+    return _table((f"search, {size}", "ef", f"recall@{result['k']}", "queries/s", "÷ hnswlib"), rows)
+
+
+def _memory(result: Mapping[str, Any]) -> str:
+    raw = result["memory"]["hnswlib"]["anonymous"]
+    rows = [
+        (
+            name,
+            _mb(held["anonymous"]),
+            _mb(held["file"]),
+            _ratio(held["anonymous"], raw),
+            _ratio(sum(_bytes(held)), raw),
+        )
+        for name, held in result["memory"].items()
+    ]
+    return _table(("memory added", "held", "mapped files", "held ÷ hnswlib", "both ÷ hnswlib"), rows)
+
+
+def _bytes(held: Mapping[str, Any]) -> tuple[int, int]:
+    return held["anonymous"], held["file"]
+
+
+def _building(result: Mapping[str, Any]) -> str:
+    building, changes = result["building"], result["changes"]
+    encoding = building["encoding_seconds"]
+    rows: list[tuple[Any, ...]] = [("encoding alone", f"{encoding:,.0f} s", "1.00", "")]
+    for name in ("plain", "compact"):
+        one = building[name]
+        rows.append((f"{name}: all else", f"{one['seconds']:,.1f} s", f"{one['ratio']:.3f}", _mb(one["bytes"])))
+    labels = {"add_1000": "add 1,000", "add_1": "add 1", "delete_1000": "delete 1,000", "delete_1": "delete 1"}
+    rows += [(f"plain: {label}", f"{changes[name]:.2f} s", "", "") for name, label in labels.items()]
+    return _table(("building", "time", "÷ encoding alone", "on disk"), rows)
+
+
+def _opening(result: Mapping[str, Any]) -> str:
+    rows = [
+        (name, f"{one['warm']:.2f} s", f"{one['cold']:.2f} s", f"{one['graph_alone']:.2f} s", _mb(one["bytes"]))
+        for name, one in result["opening"].items()
+    ]
+    return _table(("opening", "cached files", "uncached", "its graph by hnswlib, unchecked", "bytes read"), rows)
+
+
+def _mb(count: float) -> str:
+    return f"{count / _MB:,.0f} MB"
+
+
+def _ratio(count: float, raw: float) -> str:
+    return f"{count / raw:.2f}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(str(cell) for cell in line)} |\n" for line in lines)
+
+
+if __name__ == "__main__":
+    for name, result in stored().items():
+        print(f"{name}\n\n{markdown(result)}")
