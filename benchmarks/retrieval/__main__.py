@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.retrieval import data, memory, searchers
+from benchmarks.retrieval import data, epoch, memory, searchers
 from benchmarks.retrieval.searchers import Searcher
 from benchmarks.retrieval.table import markdown
 from peft_rag.corpus import Document
@@ -32,7 +32,7 @@ from peft_rag.retrieval.vectors import exact_search
 
 K = 10
 PLAIN = StoreSettings(exact_below=1000)
-COMPACT = StoreSettings(exact_below=1000, precision="int8", graph_dimensions=128)
+COMPACT = StoreSettings.compact(exact_below=1000)
 _EFS = sorted({round(10 * 1.15**step) for step in range(45)})
 
 
@@ -159,8 +159,8 @@ def measure_memory(known: data.Data, folder: Path, speeds: Iterable[Speed]) -> d
     }
 
 
-def run(documents: int, queries: int, rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Measure everything over so many documents and queries."""
+def run(documents: int, queries: int, rounds: int, steps: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """Measure everything over so many documents and queries, and an epoch of so many steps."""
     known = data.load(documents, queries)
     say(f"{len(known.documents):,} sentences encoded, {1 / known.encoding_seconds:,.0f} a second")
     exact = exact_search(known.queries, known.vectors, K).positions
@@ -192,6 +192,7 @@ def run(documents: int, queries: int, rounds: int, say: Callable[[str], None]) -
             "changes": measure_changes(known, folder),
             "opening": {name: measure_opening(folder / name) for name in ("plain", "compact")},
             "memory": measure_memory(known, folder, speeds),
+            "epoch": epoch.measure(steps, rounds=5),
             "machine": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.system()},
             "versions": {
                 name: version(name) for name in ("peft-rag", "hnswlib", "numpy", "torch", "sentence-transformers")
@@ -215,9 +216,12 @@ def main() -> None:
     )
     parser.add_argument("--queries", type=int, default=4000, help="half to choose ef on, half to measure on (4000)")
     parser.add_argument("--rounds", type=int, default=7, help="times each engine is timed (7)")
+    parser.add_argument("--steps", type=int, default=16, help="steps of the epochs that are timed (16)")
     parser.add_argument("--output", type=Path, help="write the result here as JSON")
     known = parser.parse_args()
-    result = run(known.documents, known.queries, known.rounds, lambda line: print(line, file=sys.stderr, flush=True))
+    result = run(
+        known.documents, known.queries, known.rounds, known.steps, lambda line: print(line, file=sys.stderr, flush=True)
+    )
     if known.output:
         write_json(known.output, result)
     print(markdown(result), end="")

@@ -19,7 +19,7 @@ def stored() -> dict[str, dict[str, Any]]:
 def markdown(result: Mapping[str, Any]) -> str:
     """Return the tables of one measurement."""
     size = f"{result['documents']:,} × {result['dimension']}"
-    return "\n".join([_search(result, size), _memory(result), _building(result), _opening(result)])
+    return "\n".join([_search(result, size), _memory(result), _building(result), _opening(result), _epoch(result)])
 
 
 def _search(result: Mapping[str, Any], size: str) -> str:
@@ -75,6 +75,15 @@ def _opening(result: Mapping[str, Any]) -> str:
         for name, one in result["opening"].items()
     ]
     return _table(("opening", "cached files", "uncached", "its graph by hnswlib, unchecked", "bytes read"), rows)
+
+
+def _epoch(result: Mapping[str, Any]) -> str:
+    timed = result["epoch"]
+    rows = [
+        (f"fusion {name}", f"{seconds:.2f} s", f"{seconds / timed['seconds']['none']:.3f}")
+        for name, seconds in timed["seconds"].items()
+    ]
+    return _table((f"training, {timed['steps']} steps", "median", "÷ no retrieval"), rows)
 
 
 def _mb(count: float) -> str:

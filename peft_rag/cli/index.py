@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from peft_rag.cli import index_quality
 from peft_rag.cli.flags import refuse
 from peft_rag.config import DEFAULT_MODEL
+from peft_rag.retrieval.manifest import StoreSettings
 
 if TYPE_CHECKING:
     from peft_rag.corpus import Document
@@ -34,8 +35,6 @@ set of the hub. Whatever interrupts a command, the folder holds what it held bef
 """
 
 Add = Callable[[Any], None]
-
-COMPACT: dict[str, Any] = {"precision": "int8", "graph_dimensions": 128, "ef": 100}
 
 
 def add_to(commands: Any) -> None:
@@ -110,6 +109,7 @@ def _add_build(commands: Any) -> None:
         "  peft-rag index build small/ --corpus articles.jsonl --compact",
         _build,
     )
+    small = StoreSettings.compact()
     _add_corpus(parser)
     parser.add_argument(
         "--encoder", default=DEFAULT_MODEL, help=f"sentence-transformers model or folder ({DEFAULT_MODEL})"
@@ -119,8 +119,8 @@ def _add_build(commands: Any) -> None:
     parser.add_argument(
         "--compact",
         action="store_true",
-        help=f"take a third of the memory: --precision {COMPACT['precision']} --graph-dimensions "
-        f"{COMPACT['graph_dimensions']} --ef {COMPACT['ef']}",
+        help=f"take a third of the memory: --precision {small.precision} --graph-dimensions {small.graph_dimensions} "
+        f"--ef {small.ef}, unless given",
     )
     parser.add_argument("--precision", help="numbers of a stored vector: float32, float16 or int8 (float32)")
     numbers = {
@@ -140,12 +140,11 @@ def _add_build(commands: Any) -> None:
 def _build(known: argparse.Namespace) -> None:
     from peft_rag.cli.progress import hold_back_chatter, say
     from peft_rag.retrieval.encoder import SentenceEncoder
-    from peft_rag.retrieval.manifest import StoreSettings
     from peft_rag.retrieval.store import IndexStore
 
     given = {entry.name: getattr(known, entry.name) for entry in fields(StoreSettings)}
     chosen = {name: value for name, value in given.items() if value is not None}
-    settings = StoreSettings(**(COMPACT if known.compact else {}) | chosen)
+    settings = StoreSettings.compact(**chosen) if known.compact else StoreSettings(**chosen)
     hold_back_chatter()
     encoder = SentenceEncoder(known.encoder, max_length=known.max_length)
     store = IndexStore.build(known.folder, _documents(known), encoder, settings, progress="build")

@@ -51,6 +51,12 @@ class StoreSettings:
     precision: str = "float32"
     graph_dimensions: int = 0
 
+    @classmethod
+    def compact(cls, **changes: Any) -> StoreSettings:
+        """Return settings that take a third of the memory, and what is given instead of theirs."""
+        smaller: dict[str, Any] = {"precision": "int8", "graph_dimensions": 128, "ef": 100}
+        return cls(**smaller | changes)
+
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
             raise ConfigError(f"metric must be one of {', '.join(METRICS)}, but is {self.metric!r}.")
