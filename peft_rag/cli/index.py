@@ -125,7 +125,7 @@ def _add_build(commands: Any) -> None:
     parser.add_argument("--precision", help="numbers of a stored vector: float32, float16 or int8 (float32)")
     numbers = {
         "M": (16, "links a node of the graph has; more find more and take more memory"),
-        "ef-construction": (200, "candidates looked at for each document while building"),
+        "ef-construction": (100, "candidates looked at for each document while building"),
         "ef": (64, "candidates looked at for each query; more find more and take longer"),
         "threads": (1, "threads that build the graph; 1 builds the same graph every time, 0 uses every core"),
         "exact-below": (10_000, "fewer documents are searched exactly and need no graph"),

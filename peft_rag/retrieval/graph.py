@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_rag.errors import RetrievalError
+from peft_rag.retrieval.base import Neighbours
 from peft_rag.retrieval.manifest import GraphEntry, StoreSettings, adopt_durably, write_durably
 from peft_rag.retrieval.projection import SAMPLE, principal_directions
 from peft_rag.retrieval.ranking import Candidates, Exclude, score_pairs
+from peft_rag.retrieval.vectors import empty_neighbours
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,6 +58,28 @@ class StoredGraph:
         projection = _read_projection(folder, entry.projection)
         return cls(_load(folder, entry, _compared(dimension, projection), settings), entry, settings, projection)
 
+    def settle(
+        self, queries: NDArray[np.float32], k: int, allowed: NDArray[np.bool_], exclude: Exclude
+    ) -> tuple[NDArray[np.int64], Neighbours]:
+        """Return the queries that the graph answers by itself, and their neighbours.
+
+        Those are the ones whose first ``k`` candidates are all allowed and clearly apart from one another and from the
+        next: ranking them by the stored vectors would change nothing but the last digit of a score.
+
+        Returns:
+            numbers of queries ``(A,)``, and rows and scores ``(A, k)``.
+        """
+        import numpy as np
+
+        fetched = self._fetch(queries, k + 1) if self.projection is None and k < self.entry.slots else None
+        if fetched is None:
+            return np.empty(0, np.int64), empty_neighbours(0, k)
+        rows, scores = fetched
+        margin = _ROUNDING * np.maximum(1.0, np.abs(scores[:, -1:]))
+        apart = (scores[:, :-1] - scores[:, 1:] > margin).all(axis=1)
+        answered = np.flatnonzero(apart & _allowed(rows[:, :k], np.arange(len(rows)), allowed, exclude).all(axis=1))
+        return answered, Neighbours(rows[answered, :k], scores[answered, :k])
+
     def search(
         self,
         shards: Shards,
@@ -87,7 +111,7 @@ class StoredGraph:
         return found, pending
 
     def _fetch(self, queries: NDArray[np.float32], count: int) -> tuple[NDArray[np.int64], NDArray[np.float32]] | None:
-        """Return the graph's candidates and their scores ``(Q, count)``, or None if it cannot reach that many."""
+        """Return the graph's candidates and scores ``(Q, count)``, best first; None if it cannot reach that many."""
         import numpy as np
 
         self.graph.set_ef(max(self.settings.ef, count))
@@ -96,7 +120,7 @@ class StoredGraph:
             labels, distances = self.graph.knn_query(queries, k=count)
         except RuntimeError:
             return None
-        return np.asarray(labels, dtype=np.int64), -distances if self.settings.metric == "l2" else 1 - distances
+        return labels.astype(np.int64), -distances if self.settings.metric == "l2" else 1 - distances
 
     def _scored(
         self, shards: Shards, queries: NDArray[np.float32], near: NDArray[np.int64], rows: NDArray[np.int64]

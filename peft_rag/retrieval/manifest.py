@@ -43,7 +43,7 @@ class StoreSettings:
 
     metric: str = "cosine"
     M: int = 16
-    ef_construction: int = 200
+    ef_construction: int = 100
     ef: int = 64
     threads: int = 1
     exact_below: int = 10_000

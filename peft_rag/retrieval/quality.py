@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     Judgements: TypeAlias = Mapping[str, Mapping[str, float]]
     Rankings: TypeAlias = Mapping[str, Sequence[str]]
 
+_ROUNDING = 1e-5
+
 
 @dataclass(frozen=True)
 class Quality:
@@ -138,7 +140,7 @@ def graph_recall(found: Neighbours, exact: Neighbours) -> float:
     """Return the share of the exact neighbours that a graph found.
 
     recall@k = Σ_q |{i in found(q): score_i ≥ s(q)}| / Σ_q |exact(q)|, s(q) being the lowest score in exact(q), so that
-    of documents which tie for the last place any is right. Both must have scored alike, as `HnswIndex` does.
+    of documents which tie for the last place any is right. Scores count as equal within float32's rounding.
 
     Raises:
         ShapeError: they are not for the same number of queries and neighbours.
@@ -153,7 +155,8 @@ def graph_recall(found: Neighbours, exact: Neighbours) -> float:
     if not held.any():
         return 1.0
     lowest = np.where(held, exact.scores, np.inf).min(axis=1, keepdims=True)
-    right = ((found.positions >= 0) & (found.scores >= lowest)).sum(axis=1)
+    margin = _ROUNDING * np.maximum(1.0, np.abs(lowest))
+    right = ((found.positions >= 0) & (found.scores >= lowest - margin)).sum(axis=1)
     return float(np.minimum(right, held.sum(axis=1)).sum() / held.sum())
 
 

@@ -14,7 +14,7 @@ from peft_rag.retrieval.graph import StoredGraph
 from peft_rag.retrieval.manifest import Manifest, check_files, damaged, read_manifest
 from peft_rag.retrieval.ranking import Candidates, Exclude, rank_exactly
 from peft_rag.retrieval.shards import Shards
-from peft_rag.retrieval.vectors import check_exclude, check_finite, check_k, normalise
+from peft_rag.retrieval.vectors import check_exclude, check_finite, check_k, empty_neighbours, normalise
 
 if TYPE_CHECKING:
     import numpy as np
@@ -129,6 +129,9 @@ class Snapshot:
             ties_by_id: whether equal scores are ordered by id, or by row.
             exact: whether to pass over the graph.
 
+        Returns:
+            rows and scores ``(Q, k)``; scores are right to five digits, whichever way they were found.
+
         Raises:
             ConfigError: ``k`` is below 1.
             ShapeError: a dimension differs from the index's, or ``exclude`` is not as long as ``queries``.
@@ -140,6 +143,25 @@ class Snapshot:
         check_exclude(exclude, len(queries))
         queries = self._checked(queries)
         free = ~self.deleted if allowed is None else allowed & ~self.deleted
+        answer = empty_neighbours(len(queries), k)
+        left = np.arange(len(queries))
+        if self.graph is not None and not exact and self.graph.entry.rows == len(self.deleted):
+            answered, plain = self.graph.settle(queries, k, free, exclude)
+            answer.positions[answered], answer.scores[answered] = plain.positions, plain.scores
+            left = np.delete(left, answered)
+        if len(left):
+            remaining = [exclude[query] for query in left.tolist()] if exclude is not None else None
+            found = self._ranked(queries[left], k, remaining, free, exact)
+            ranked = found.neighbours(len(left), k, self.shards.ids if ties_by_id else None)
+            answer.positions[left], answer.scores[left] = ranked.positions, ranked.scores
+        return answer
+
+    def _ranked(
+        self, queries: NDArray[np.float32], k: int, exclude: Exclude, free: NDArray[np.bool_], exact: bool
+    ) -> Candidates:
+        """Return each query's ``k`` best rows by the stored vectors, and all that tie with the last of them."""
+        import numpy as np
+
         settings = self.manifest.settings
         found, pending, start = Candidates.none(), np.arange(len(queries)), 0
         if self.graph is not None and not exact:
@@ -154,7 +176,7 @@ class Snapshot:
             whole = free if not start else free & (np.arange(len(free)) < start)
             rest = rank_exactly(self.shards, queries[pending], k, settings.metric, allowed=whole, exclude=remaining)
             found += replace(rest, queries=pending[rest.queries])
-        return found.best(k).neighbours(len(queries), k, self.shards.ids if ties_by_id else None)
+        return found.best(k)
 
     def known_answers(self) -> list[dict[str, Any]]:
         """Return a few documents' rows, each with what searching for its own vector finds."""

@@ -61,6 +61,8 @@ def _check_rows(folder: Path, snapshot: Snapshot) -> None:
 def _check_encoder(folder: Path, snapshot: Snapshot, encoder: Encoder) -> tuple[float, float]:
     import numpy as np
 
+    from peft_rag.retrieval.quality import graph_recall
+
     rows = np.array([known["row"] for known in snapshot.manifest.known], dtype=np.int64)
     if not len(rows):
         return 0.0, 1.0
@@ -75,4 +77,4 @@ def _check_encoder(folder: Path, snapshot: Snapshot, encoder: Encoder) -> tuple[
         )
     k = min(10, len(snapshot))
     found, exact = snapshot.search(stored, k), snapshot.search(stored, k, exact=True)
-    return difference, float(np.mean(found.scores >= exact.scores[:, -1:]))
+    return difference, graph_recall(found, exact)

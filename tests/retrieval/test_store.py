@@ -113,7 +113,9 @@ def test_search_finds_what_plain_loops_find_through_every_change(
             found = opened.search_vectors(queries, 5, [("d61", "d63", "unknown")] * 8)
             assert [[hit.id for hit in hits] for hits in found] == expected
             exact = opened.search_vectors(queries, 5, [("d61", "d63")] * 8, exact=True)
-            assert exact == found
+            assert [[hit.id for hit in hits] for hits in exact] == expected
+            for some, others in zip(found, exact, strict=True):
+                assert [hit.score for hit in some] == pytest.approx([hit.score for hit in others], rel=1e-5, abs=1e-5)
     assert store.verify()["documents"] == 91
 
 
