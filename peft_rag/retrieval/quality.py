@@ -155,8 +155,8 @@ def graph_recall(found: Neighbours, exact: Neighbours) -> float:
     if not held.any():
         return 1.0
     lowest = np.where(held, exact.scores, np.inf).min(axis=1, keepdims=True)
-    margin = _ROUNDING * np.maximum(1.0, np.abs(lowest))
-    right = ((found.positions >= 0) & (found.scores >= lowest - margin)).sum(axis=1)
+    enough = lowest - _ROUNDING * np.maximum(1.0, np.abs(np.nan_to_num(lowest, posinf=0.0)))
+    right = ((found.positions >= 0) & (found.scores >= enough)).sum(axis=1)
     return float(np.minimum(right, held.sum(axis=1)).sum() / held.sum())
 
 
