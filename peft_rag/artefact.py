@@ -308,17 +308,30 @@ def _knowledge(manifest: Mapping[str, Any], task: Task, corpus: str | Corpus | N
         fields = replace(fields, source=corpus or fields.source)
         documents = read_corpus(fields, task)
     if documents.fingerprint != stored["corpus"]["fingerprint"] and not allowed:
-        raise FingerprintError(
-            f"this artefact was trained with a corpus of {stored['corpus']['documents']:,} documents "
-            f"({stored['corpus']['fingerprint'][:19]}…), but '{documents.name}' has {len(documents):,} "
-            f"({documents.fingerprint[:19]}…). Name the corpus it was trained with (--corpus), or pass "
-            "allow_corpus_mismatch=True (--allow_corpus_mismatch)."
-        )
+        raise FingerprintError(_another_corpus(stored["corpus"], documents, fields.source))
     about = stored["retriever"]
-    retriever = make_retriever(about["name"], about["encoder"], about["options"])
+    retriever = make_retriever(about["name"], about["encoder"], about["options"], fields.source)
     if retriever.fingerprint_for(stored["corpus"]["fingerprint"]) != about["fingerprint"]:
         raise FingerprintError(
             f"this artefact was trained with another version of encoder '{about['encoder']}' or of retriever "
             f"'{about['name']}'. Install the model it names, or train again."
         )
     return Knowledge(documents, retriever, about["name"], about["encoder"], about["options"], asdict(fields))
+
+
+def _another_corpus(trained: Mapping[str, Any], found: Corpus, source: str) -> str:
+    """Say that a corpus is not the one an artefact was trained with; an index of the same name has been changed."""
+    from peft_rag.retrieval.stored import is_index
+
+    before, now = trained["fingerprint"][:19], found.fingerprint[:19]
+    way_out = "or pass allow_corpus_mismatch=True (--allow_corpus_mismatch)."
+    if is_index(source) and source == trained["source"]:
+        return (
+            f"the index '{source}' has been changed since this artefact was trained with it: it held "
+            f"{trained['documents']:,} documents ({before}…) then and holds {len(found):,} ({now}…) now. Name a copy "
+            f"of the index as it was (--corpus), train again, {way_out}"
+        )
+    return (
+        f"this artefact was trained with a corpus of {trained['documents']:,} documents ({before}…), but "
+        f"'{found.name}' has {len(found):,} ({now}…). Name the corpus it was trained with (--corpus), {way_out}"
+    )

@@ -40,7 +40,9 @@ class RunConfig:
     last_layers: int = _option(0, "change only the last n layers; 0 changes all the method targets", "model")
     fusion: str = _option("knn", "how neighbours enter, by name (peft-rag fusions)", "model")
     encoder: str = _option(DEFAULT_MODEL, "sentence encoder of the retriever: hub name or folder", "model")
-    retriever: str = _option("hnsw", "retriever by name (peft-rag retrievers)", "model")
+    retriever: str = _option(
+        "", "retriever by name (peft-rag retrievers); if left out, the corpus's own index or else hnsw", "model"
+    )
     max_length: int = _option(256, "tokens of one input at most", "model")
     dropout: float = _option(
         -1.0, "dropout of backbone and head in training; below 0 as the backbone has it", "training"

@@ -14,6 +14,7 @@ from peft_rag.errors import RetrievalError
 from peft_rag.parts import make_part
 from peft_rag.registry import FUSIONS, TASKS, load
 from peft_rag.results import metrics, table
+from peft_rag.retrieval.stored import is_index
 from peft_rag.workspace import working_folder
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def prepare(config: RunConfig, working: Path, say: Say) -> Prepared:
     from transformers import set_seed
 
     from peft_rag.backbone import load_backbone
-    from peft_rag.knowledge import Knowledge, make_retriever
+    from peft_rag.knowledge import Knowledge, make_retriever, retriever_for
     from peft_rag.methods import resolve
     from peft_rag.model import RetrievalAugmentedModel
     from peft_rag.training import training_arguments
@@ -156,8 +157,8 @@ def prepare(config: RunConfig, working: Path, say: Say) -> Prepared:
     options = config.part_options("retriever")
     knowledge = Knowledge(
         splits.corpus,
-        make_retriever(config.retriever, config.encoder, options),
-        config.retriever,
+        make_retriever(config.retriever, config.encoder, options, splits.fields.source),
+        config.retriever or retriever_for(splits.fields.source),
         config.encoder,
         options,
         asdict(splits.fields),
@@ -315,9 +316,12 @@ def _check_corpus(fusion: Fusion, splits: Splits) -> None:
     if fusion.needs_labels:
         unlabelled = next((d.id for d in splits.corpus if not d.labels), None)
         if unlabelled is not None and not getattr(splits.task, "multi_label", False):
+            mend = "Label every document (--label_field)"
+            if is_index(splits.fields.source):
+                mend = "Build the index of labelled documents (peft-rag index build --label-field)"
             raise RetrievalError(
                 f"document '{unlabelled}' of the corpus '{splits.corpus.name}' has no label, but this fusion lets "
-                "documents vote. Label every document (--label_field), or use --fusion concat or none."
+                f"documents vote. {mend}, or use --fusion concat or none."
             )
 
 

@@ -15,9 +15,12 @@ from peft_rag.retrieval.base import Retriever
 from peft_rag.retrieval.cache import cache_folder
 from peft_rag.retrieval.encoder import SentenceEncoder
 from peft_rag.retrieval.neighbours import Query, forbidden_positions, precompute_neighbours
+from peft_rag.retrieval.stored import is_index
 
 if TYPE_CHECKING:
     from peft_rag.tasks.base import Example
+
+STORE = "store"
 
 
 @dataclass(frozen=True)
@@ -91,13 +94,29 @@ class Knowledge:
         }
 
 
-def make_retriever(name: str, encoder: str, options: dict[str, Any] | None = None) -> Retriever:
-    """Make a retriever by name over a sentence encoder.
+def make_retriever(name: str, encoder: str, options: dict[str, Any] | None = None, source: Any = "") -> Retriever:
+    """Make a retriever over a sentence encoder.
+
+    Args:
+        name: a name that ``peft-rag retrievers`` lists; if empty, what `retriever_for` says.
+        encoder: name of the sentence encoder.
+        options: the retriever's own.
+        source: where the corpus comes from; where that is an index, ``store`` searches it unless told otherwise.
 
     Raises:
         UnknownRetrieverError: no retriever has that name.
         ConfigError: an option is unknown, or its value is refused.
+        RetrievalError: the index that is to be searched is damaged.
+        FingerprintError: that index was built with another encoder.
     """
+    name, options = name or retriever_for(source), dict(options or {})
+    if name == STORE and is_index(source):
+        options.setdefault("folder", str(source))
     sentences = SentenceEncoder(encoder, cache=cache_folder())
-    retriever: Retriever = make_part(load(RETRIEVERS, name), "retriever", options or {}, sentences)
+    retriever: Retriever = make_part(load(RETRIEVERS, name), "retriever", options, sentences)
     return retriever
+
+
+def retriever_for(source: Any) -> str:
+    """Return the name of the retriever for a corpus where none is named: its own index if it is one, else hnsw."""
+    return STORE if is_index(source) else "hnsw"

@@ -48,7 +48,7 @@ HEAVY = [
 ]
 
 # Doors that hand a call on to what is built above, imported only when the call comes.
-DOORS = {("model", "artefact"), ("records", "demo")}
+DOORS = {("model", "artefact"), ("records", "demo"), ("corpus", "retrieval")}
 
 
 class Import(NamedTuple):

@@ -49,7 +49,11 @@ def add_to(subcommands: Any) -> None:
     parser.add_argument(
         "--relevant-field", "--relevant_field", help="field of a query with the ids of its relevant documents"
     )
-    parser.add_argument("--retriever", default="hnsw", help="retriever by name (hnsw); see peft-rag retrievers")
+    parser.add_argument(
+        "--retriever",
+        default="",
+        help="retriever by name (the corpus's own index or else hnsw); see peft-rag retrievers",
+    )
     parser.add_argument("--k", type=int, default=10, help="documents for each query (10)")
     parser.add_argument("--recall", type=float, help="find also the smallest ef by which the graph reaches this recall")
     parser.set_defaults(run=_evaluate)
@@ -84,14 +88,15 @@ def _parser(subcommands: Any, name: str, line: str, teach: str) -> argparse.Argu
 def _evaluate(known: argparse.Namespace, rest: Sequence[str]) -> None:
     from peft_rag.cli.progress import hold_back_chatter, say
     from peft_rag.files import write_json
-    from peft_rag.knowledge import make_retriever
+    from peft_rag.knowledge import make_retriever, retriever_for
     from peft_rag.retrieval.neighbours import forbidden_positions
 
     options = _retriever_options(known, rest)
     hold_back_chatter()
     corpus, records, queries = _read(known)
     judgements = _judgements(known, records, queries)
-    retriever = make_retriever(known.retriever, known.encoder, options)
+    known.retriever = known.retriever or retriever_for(known.corpus)
+    retriever = make_retriever(known.retriever, known.encoder, options, known.corpus)
     _check_recall(known, retriever)
     retriever.index(corpus, progress="corpus")
     exclude = None

@@ -78,6 +78,7 @@ def precompute_neighbours(
         "groups": sha256_of_json([document.group for document in corpus]),
         "queries": sha256_of_json([[query.id, query.text, query.group] for query in queries]),
         "retriever": retriever.fingerprint_for(corpus.fingerprint),
+        "index": retriever.index_state(),
         "k": k,
         "same_data": same_data,
         "exclude_duplicates": duplicates,
