@@ -32,6 +32,11 @@ class RunConfig:
     label_field: str = _option("label", "field that holds the label, or a list of labels", "data")
     id_field: str = _option("id", "field that names a record; running numbers if a record has none", "data")
     group_field: str = _option("", "corpus field whose equals never retrieve each other", "data")
+    leak_threshold: float = _option(
+        0.0,
+        "documents of at least this cosine with an example count as its own text: learning never sees them; 0 for none",
+        "data",
+    )
     validation_share: float = _option(0.1, "share of the training data held out without --validation", "data")
     shots: int = _option(0, "examples per class drawn from the training data; 0 takes all", "data")
     task: str = _option("text-classification", "task by name (peft-rag tasks)", "model")
@@ -69,6 +74,8 @@ class RunConfig:
             raise ConfigError(f"head_init is '{self.head_init}'. Choose probe or random.")
         if not 0 < self.validation_share < 1:
             raise ConfigError(f"validation_share is {self.validation_share}; it lies between 0 and 1.")
+        if not 0 <= self.leak_threshold <= 1:
+            raise ConfigError(f"leak_threshold is {self.leak_threshold}; it is a cosine from 0 (off) to 1.")
         for name in ("shots", "last_layers", "early_stopping_patience", "seed"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must not be below 0.")

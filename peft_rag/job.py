@@ -162,6 +162,7 @@ def prepare(config: RunConfig, working: Path, say: Say) -> Prepared:
         config.encoder,
         options,
         asdict(splits.fields),
+        leak_threshold=config.leak_threshold,
     )
     backbone = load_backbone(config.backbone)
     model = RetrievalAugmentedModel(

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_rag.corpus import Corpus
+from peft_rag.errors import ConfigError
 from peft_rag.fusion.base import Split
 from peft_rag.parts import make_part
 from peft_rag.registry import RETRIEVERS, load
 from peft_rag.retrieval.base import Retriever
 from peft_rag.retrieval.cache import cache_folder
 from peft_rag.retrieval.encoder import SentenceEncoder
+from peft_rag.retrieval.leaks import similar_positions
 from peft_rag.retrieval.neighbours import Query, forbidden_positions, precompute_neighbours
 from peft_rag.retrieval.stored import is_index
 
@@ -35,6 +37,7 @@ class Knowledge:
         encoder: name of its sentence encoder.
         fields: how the corpus is read from its source again (`peft_rag.data.CorpusFields`).
         cache: folder of precomputed neighbours.
+        leak_threshold: documents of at least that cosine with an example count as its own text; 0 for none.
     """
 
     corpus: Corpus
@@ -44,6 +47,21 @@ class Knowledge:
     retriever_options: dict[str, Any] = field(default_factory=dict)
     fields: dict[str, Any] = field(default_factory=dict)
     cache: Path = field(default_factory=cache_folder)
+    leak_threshold: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check that the threshold means something.
+
+        Raises:
+            ConfigError: it is out of range, or the retriever's scores are no cosines.
+        """
+        if not 0 <= self.leak_threshold <= 1:
+            raise ConfigError(f"leak_threshold is {self.leak_threshold}; it is a cosine from 0 (off) to 1.")
+        if self.leak_threshold and not self.retriever.cosine:
+            raise ConfigError(
+                f"leak_threshold is a cosine, but the scores of retriever '{self.retriever_name}' are none. Pick a "
+                "retriever that compares sentence vectors (--retriever hnsw or exact), or leave the threshold at 0."
+            )
 
     def split(
         self,
@@ -61,9 +79,11 @@ class Knowledge:
             k: neighbours wanted; with 0 nothing is searched by text.
             name: of the split, for progress bars.
             same_data: whether the examples are the corpus, so that each must not find itself.
-            exclude_duplicates: whether documents with an example's own text are forbidden to it.
+            exclude_duplicates: whether documents with an example's own text, or one too much like it, are forbidden
+                to it.
         """
         found = None
+        threshold = self.leak_threshold if exclude_duplicates else 0.0
         queries = [Query(example.id, example.text, example.group) for example in examples]
         if k:
             found = precompute_neighbours(
@@ -75,10 +95,17 @@ class Knowledge:
                 name=name,
                 same_data=same_data,
                 exclude_duplicates=exclude_duplicates,
+                leak_threshold=threshold,
             )
         forbidden = forbidden_positions(
             self.corpus, queries, same_data=same_data, exclude_duplicates=exclude_duplicates
         )
+        if threshold:
+            texts = [query.text for query in queries]
+            similar = similar_positions(
+                self.retriever, self.corpus, texts, threshold, cache_folder=self.cache, name=name
+            )
+            forbidden = [mine | alike for mine, alike in zip(forbidden, similar, strict=True)]
         return Split(examples, found, forbidden if any(forbidden) else ())
 
     def to_dict(self) -> dict[str, Any]:

@@ -227,6 +227,11 @@ def test_loss_that_is_no_number_stops_the_run_and_leaves_nothing(
         ({"max_length": 1000}, "max_length is 1000, but"),
         ({"backbone": "nowhere/at-all"}, "backbone 'nowhere/at-all' cannot be loaded"),
         ({"last_layers": 9}, "9"),
+        ({"leak_threshold": 1.5}, "leak_threshold is 1.5; it is a cosine from 0 (off) to 1."),
+        (
+            {"leak_threshold": 0.9, "retriever": "bm25"},
+            "leak_threshold is a cosine, but the scores of retriever 'bm25'",
+        ),
         ({"lr_scheduler_type": "zigzag"}, "transformers refuses the training options"),
         ({"eval_strategy": "no", "early_stopping_patience": 2}, "--early_stopping_patience needs evaluation"),
     ],
@@ -310,3 +315,35 @@ def test_two_processes_train_one_model_and_write_once(tiny_bert: str, toy_data: 
         assert sum(printed.startswith(line) for printed in done.stdout.splitlines()) == 1, done.stdout
     assert json.loads((tmp_path / "out/metrics.json").read_text())["after"]["accuracy"] > 0.9
     assert not (tmp_path / "out.partial").exists()
+
+
+@pytest.mark.parametrize("space", ["tuned", "retriever"])
+@pytest.mark.parametrize("held_out", [True, False])
+def test_learning_never_sees_its_group_or_its_like_when_the_training_data_is_the_corpus(
+    tiny_bert: str, toy_data: dict[str, str], tmp_path: Path, space: str, held_out: bool
+) -> None:
+    from peft_rag.job import prepare
+    from peft_rag.retrieval.encoder import SentenceEncoder
+
+    records = [{**record, "page": f"p{number % 7}"} for number, record in enumerate(toy_records(40, 4))]
+    data = {"train": write_jsonl(tmp_path / "pages.jsonl", records), "test": toy_data["test"]}
+    if not held_out:
+        data["validation"] = toy_data["validation"]
+    changes = {"group_field": "page", "leak_threshold": 0.97, "fusion.space": space, "last_layers": 1}
+    config = from_mapping(settings(tiny_bert, data, tmp_path / "out", **changes))
+    prepared = prepare(config, tmp_path / "working", lambda line: None)
+    corpus = prepared.splits.corpus
+    vectors = SentenceEncoder(tiny_bert).encode(corpus.texts)
+    place = {document.id: position for position, document in enumerate(corpus)}
+    alike = 0
+    for split in [prepared.train, *([prepared.validation] if held_out else [])]:
+        for row, example in enumerate(split.examples):
+            own = place[example.id]
+            near = {at for at in range(len(corpus)) if float(vectors[own] @ vectors[at]) >= 0.97}
+            group = {at for at in range(len(corpus)) if corpus[at].group == example.group}
+            assert set(split.forbidden[row]) == near | group | {own}
+            alike += len(near - group)
+            if split.neighbours is not None:
+                assert not set(split.neighbours.positions[row].tolist()) & set(split.forbidden[row])
+    assert alike
+    assert not any(prepared.test.forbidden)
