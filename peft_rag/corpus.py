@@ -138,12 +138,6 @@ class Corpus(Sequence[Document]):
         return f"Corpus({self.name!r}, {len(self):,} documents)"
 
 
-def count_duplicates(texts: Iterable[str], corpus: Corpus) -> int:
-    """Return how many texts stand in the corpus, the same but for case and spacing."""
-    known = {text_key(text) for text in corpus.texts}
-    return sum(text_key(text) in known for text in texts)
-
-
 def text_key(text: str) -> str:
     r"""Return a hash that texts share when they differ only in case, white space or Unicode form.
 

@@ -17,6 +17,7 @@ from peft_rag.retrieval.cache import cache_folder
 from peft_rag.retrieval.encoder import SentenceEncoder
 from peft_rag.retrieval.leaks import similar_positions
 from peft_rag.retrieval.neighbours import Query, forbidden_positions, precompute_neighbours
+from peft_rag.retrieval.overlap import OverlapReport, find_overlap
 from peft_rag.retrieval.stored import is_index
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class Knowledge:
         """
         found = None
         threshold = self.leak_threshold if exclude_duplicates else 0.0
-        queries = [Query(example.id, example.text, example.group) for example in examples]
+        queries = _queries(examples)
         if k:
             found = precompute_neighbours(
                 self.retriever,
@@ -108,6 +109,16 @@ class Knowledge:
             forbidden = [mine | alike for mine, alike in zip(forbidden, similar, strict=True)]
         return Split(examples, found, forbidden if any(forbidden) else ())
 
+    def overlap(self, examples: Sequence[Example], *, near: bool = True) -> OverlapReport:
+        """Find the examples that stand in the corpus, word for word or nearly.
+
+        Args:
+            examples: the queries.
+            near: whether near ones are looked for too, by the retriever; one whose scores are no cosines cannot.
+        """
+        retriever = self.retriever if near and self.retriever.cosine else None
+        return find_overlap(_queries(examples), self.corpus, retriever, cache_folder=self.cache)
+
     def to_dict(self) -> dict[str, Any]:
         """Return what an artefact must remember to know this knowledge again."""
         return {
@@ -119,6 +130,10 @@ class Knowledge:
                 "fingerprint": self.retriever.fingerprint_for(self.corpus.fingerprint),
             },
         }
+
+
+def _queries(examples: Sequence[Example]) -> list[Query]:
+    return [Query(example.id, example.text, example.group) for example in examples]
 
 
 def make_retriever(name: str, encoder: str, options: dict[str, Any] | None = None, source: Any = "") -> Retriever:

@@ -344,15 +344,19 @@ class RetrievalAugmentedModel(nn.Module):
         shown = self.fusion.shown(outputs, split, memory)
         return [explained(answer, row, self.knowledge.corpus) for answer, row in zip(answers, shown, strict=True)]
 
-    def evaluate(
+    def answer(
         self, examples: Sequence[Example], *, name: str = "test", batch_size: int = 64, progress: str = ""
-    ) -> dict[str, Score]:
-        """Score predictions for labelled examples; each metric with its 95% bootstrap interval."""
-        targets = self.task.targets(examples)
+    ) -> Tensor:
+        """Return the fused log-probabilities of examples, in nats, as the task gives them."""
         split = self.split(examples, name=name)
         memory = self.memory(progress=progress and "encoding the corpus")
         outputs = self.outputs(split, batch_size=batch_size, progress=progress)
-        return self.task.evaluate(self.fusion.combine(outputs, split, memory, self.task), targets)
+        return self.fusion.combine(outputs, split, memory, self.task)
+
+    def evaluate(self, examples: Sequence[Example], **options: Any) -> dict[str, Score]:
+        """Score answers to labelled examples, each metric with its 95% bootstrap interval; options as `answer`'s."""
+        targets = self.task.targets(examples)
+        return self.task.evaluate(self.answer(examples, **options), targets)
 
     def save_pretrained(self, folder: str | Path, **facts: Any) -> Path:
         """Write the artefact of the active adapter to a new folder; see `peft_rag.artefact.save`."""

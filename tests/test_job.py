@@ -134,18 +134,61 @@ def test_multi_label_data_is_trained_and_predicted(tiny_bert: str, tmp_path: Pat
     assert all(answer.neighbours for answer in answers)
 
 
-def test_texts_that_stand_in_the_corpus_too_are_counted(
+def test_scores_are_split_by_what_stands_in_the_corpus_too(
     tiny_bert: str, toy_data: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from peft_rag.cli import main
+    from peft_rag.retrieval.encoder import SentenceEncoder
 
-    seen = [{**record, "text": record["text"].upper()} for record in toy_records(60, 1)[:4]]
-    mixed = write_jsonl(tmp_path / "mixed.jsonl", [*seen, *toy_records(20, 3)])
-    metrics = finish(tiny_bert, {**toy_data, "test": mixed}, tmp_path / "out")
-    assert metrics["test_examples_in_corpus"] == 4
-    assert "4 of them stand in the corpus too." in (tmp_path / "out/README.md").read_text()
-    assert main(["evaluate", str(tmp_path / "out"), "--data", mixed]) == 0
-    assert "note: 4 of these texts stand in the corpus too" in capsys.readouterr().out
+    known = toy_records(60, 1)
+    words = {"apple": "fruit", "tin": "metal", "nile": "river"}
+    odd = [{"id": word, "text": f"{word} {word} {word}", "label": label} for word, label in words.items()]
+    fresh = [*toy_records(17, 3), *odd]
+    mixed = [*({**record, "text": record["text"].upper()} for record in known[:4]), *fresh]
+    config = settings(tiny_bert, {**toy_data, "test": write_jsonl(tmp_path / "mixed.jsonl", mixed)}, tmp_path / "out")
+    lines: list[str] = []
+    result = run(from_mapping(config), say=lines.append)
+    overlap, answers = result.metrics["overlap"], result.answers
+    assert answers is not None
+
+    encoder = SentenceEncoder(tiny_bert)
+    near = encoder.encode([str(record["text"]) for record in mixed]) @ encoder.encode([r["text"] for r in known]).T
+    inside = torch.tensor([row < 4 or bool((near[row] >= 0.95).any()) for row in range(24)])
+    assert 4 < int(inside.sum()) < 24
+    assert (overlap["exact"], overlap["near"], overlap["examples"]) == (4, int(inside.sum()) - 4, 24)
+    assert overlap["arms"].keys() == result.metrics["arms"].keys() == answers.log_probs.keys()
+    for arm, given in answers.log_probs.items():
+        right = (given.argmax(-1) == answers.targets).float()
+        assert overlap["arms"][arm]["overlapping"] == pytest.approx(float(right[inside].mean()))
+        assert overlap["arms"][arm]["clean"] == pytest.approx(float(right[~inside].mean()))
+        assert overlap["arms"][arm]["all"] == pytest.approx(result.metrics["arms"][arm]["accuracy"]["value"])
+
+    (line,) = (line for line in lines if "stand in the corpus too (4 word for word" in line)
+    assert f" {line}." in (tmp_path / "out/README.md").read_text()
+    capsys.readouterr()
+    flags = ["--data", str(config["test"]), "--output", str(tmp_path / "scores.json")]
+    assert main(["evaluate", str(tmp_path / "out"), *flags]) == 0
+    assert line in capsys.readouterr().out.splitlines()
+    written = json.loads((tmp_path / "scores.json").read_text())["overlap"]
+    assert written["arms"] == {"shipped": pytest.approx(overlap["arms"]["with_retrieval"])}
+
+
+def test_overlap_encodes_nothing_a_second_time(
+    tiny_bert: str, toy_data: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from peft_rag.retrieval.encoder import SentenceEncoder
+
+    data = {name: write_jsonl(tmp_path / f"{name}.jsonl", toy_records(70, seed)) for seed, name in enumerate(toy_data)}
+    encoded: list[str] = []
+    encode = SentenceEncoder._encode
+
+    def counted(self: Any, texts: Any, progress: Any) -> Any:
+        encoded.extend(texts)
+        return encode(self, texts, progress)
+
+    monkeypatch.setattr(SentenceEncoder, "_encode", counted)
+    finish(tiny_bert, data, tmp_path / "out")
+    assert len(encoded) == 3 * 70
 
 
 def test_lora_artefact_loads_in_plain_peft(tiny_bert: str, toy_data: dict[str, str], tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ LAYERS = [
     {"model"},
     {"card", "training"},
     {"artefact"},
-    {"results", "workspace"},
+    {"results", "workspace", "measuring"},
     {"job", "testing"},
     {"cli"},
     {"__main__"},

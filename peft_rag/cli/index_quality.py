@@ -171,17 +171,18 @@ def _against_exact(
 def _overlap(known: argparse.Namespace, rest: Sequence[str]) -> None:
     from peft_rag.cli.progress import hold_back_chatter, say
     from peft_rag.files import write_json
-    from peft_rag.retrieval.cache import cache_folder
-    from peft_rag.retrieval.encoder import SentenceEncoder
+    from peft_rag.knowledge import STORE, make_retriever
     from peft_rag.retrieval.overlap import EXACT, NEAR, find_overlap
+    from peft_rag.retrieval.stored import is_index
 
     refuse(rest, [*known.flags, "--threshold", "--exact-only", "--show"])
     hold_back_chatter()
     corpus, _, queries = _read(known)
-    encoder = None if known.exact_only else SentenceEncoder(known.encoder, cache=cache_folder())
-    report = find_overlap(
-        queries, corpus, encoder, threshold=known.threshold, same_data=known.same_data, progress="overlap"
-    )
+    retriever = None
+    if not known.exact_only:
+        name = STORE if is_index(known.corpus) else "exact"
+        retriever = make_retriever(name, known.encoder, source=known.corpus)
+    report = find_overlap(queries, corpus, retriever, threshold=known.threshold, same_data=known.same_data)
     exact, near = report.mask(EXACT), report.mask(NEAR)
     counts = {"exact": int(exact.sum()), "near only": int((near & ~exact).sum()), "clean": int((~exact & ~near).sum())}
     say(f"{len(queries):,} queries against {len(corpus):,} documents")

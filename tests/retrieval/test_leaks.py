@@ -23,7 +23,9 @@ def crowd():
     others = [f"v{number} u{number % 5} bird" for number in range(20)]
     texts = [*alike, *others, "Red cat runs to the old tree by the small house W0"]
     groups = ["g" if number in (41, 42) else "" for number in range(len(texts))]
-    return Corpus([Document(f"d{n}", text, group=group) for n, (text, group) in enumerate(zip(texts, groups, strict=True))])
+    return Corpus(
+        [Document(f"d{n}", text, group=group) for n, (text, group) in enumerate(zip(texts, groups, strict=True))]
+    )
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.6, 0.9, 0.95])
