@@ -12,6 +12,7 @@ import yaml
 from peft_rag.errors import ConfigError
 from peft_rag.registry import suggest
 
+CUT, WITHIN_DOCUMENT = LONG_INPUTS = ("cut", "within_document")
 PARTS = ("task", "method", "fusion", "retriever")
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -49,6 +50,11 @@ class RunConfig:
         "", "retriever by name (peft-rag retrievers); if left out, the corpus's own index or else hnsw", "model"
     )
     max_length: int = _option(256, "tokens of one input at most", "model")
+    long_inputs: str = _option(
+        "cut",
+        "of a text beyond max_length: cut reads its beginning, within_document the chunks that tell classes apart",
+        "model",
+    )
     dropout: float = _option(
         -1.0, "dropout of backbone and head in training; below 0 as the backbone has it", "training"
     )
@@ -70,6 +76,8 @@ class RunConfig:
         for name in ("train", "output"):
             if not getattr(self, name):
                 raise ConfigError(f"--{name} is missing. It names {_named(name).metadata['help']}.")
+        if self.long_inputs not in LONG_INPUTS:
+            raise ConfigError(f"long_inputs is '{self.long_inputs}'. Choose {' or '.join(LONG_INPUTS)}.")
         if self.head_init not in ("probe", "random"):
             raise ConfigError(f"head_init is '{self.head_init}'. Choose probe or random.")
         if not 0 < self.validation_share < 1:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_rag.config import RunConfig
+from peft_rag.config import WITHIN_DOCUMENT, RunConfig
 from peft_rag.data import Splits, read_splits
 from peft_rag.errors import RetrievalError
 from peft_rag.evaluation.overlap import overlap_lines
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from peft_rag.fusion.base import Fusion, Outputs, Split
     from peft_rag.knowledge import Knowledge
+    from peft_rag.long_inputs import RelevantChunks
     from peft_rag.model import RetrievalAugmentedModel
     from peft_rag.training import TrainingReport
 
@@ -175,6 +176,8 @@ def prepare(config: RunConfig, working: Path, say: Say) -> Prepared:
         max_length=config.max_length,
         head_dropout=max(config.dropout, 0.0),
     )
+    if config.long_inputs == WITHIN_DOCUMENT:
+        model.long_inputs[model.adapter] = _relevant_chunks(config, model, splits)
     method_options = config.part_options("method")
     say(str(model.attach(config.method, last_layers=config.last_layers or None, **method_options)))
     model.to(arguments.device)
@@ -310,6 +313,17 @@ def _retrieve(knowledge: Knowledge, splits: Splits, fusion: Fusion) -> tuple[Spl
         return train, validation, validation
     test = knowledge.split(splits.test, most, name="test", exclude_duplicates=separate)
     return train, validation, test
+
+
+def _relevant_chunks(config: RunConfig, model: RetrievalAugmentedModel, splits: Splits) -> RelevantChunks:
+    """Learn what to read of long texts; where neighbours are read beside them, half of the window is left to these."""
+    from peft_rag.knowledge import make_encoder
+    from peft_rag.long_inputs import RelevantChunks
+
+    window = config.max_length - model.tokenizer.num_special_tokens_to_add()
+    if model.fusion.reads_neighbours:
+        window //= 2
+    return RelevantChunks.fit(splits.train, make_encoder(config.encoder), model.tokenizer, window)
 
 
 def _set_dropout(model: RetrievalAugmentedModel, share: float) -> None:

@@ -154,9 +154,13 @@ def make_retriever(name: str, encoder: str, options: dict[str, Any] | None = Non
     name, options = name or retriever_for(source), dict(options or {})
     if name == STORE and is_index(source):
         options.setdefault("folder", str(source))
-    sentences = SentenceEncoder(encoder, cache=cache_folder())
-    retriever: Retriever = make_part(load(RETRIEVERS, name), "retriever", options, sentences)
+    retriever: Retriever = make_part(load(RETRIEVERS, name), "retriever", options, make_encoder(encoder))
     return retriever
+
+
+def make_encoder(name: str) -> SentenceEncoder:
+    """Make a sentence encoder that keeps what it has encoded on disk; nothing is loaded yet."""
+    return SentenceEncoder(name, cache=cache_folder())
 
 
 def retriever_for(source: Any) -> str:

@@ -24,6 +24,7 @@ from peft_rag.tasks.base import Example, Task
 if TYPE_CHECKING:
     from peft_rag.evaluation.bootstrap import Score
     from peft_rag.knowledge import Knowledge
+    from peft_rag.long_inputs import RelevantChunks
 
 
 class RetrievalAugmentedModel(nn.Module):
@@ -70,6 +71,7 @@ class RetrievalAugmentedModel(nn.Module):
         self.tasks: dict[str, Task] = {self.adapter: task}
         self.fusions: dict[str, Fusion] = {self.adapter: fusion or NoFusion()}
         self.heads = nn.ModuleDict({self.adapter: task.make_head(backbone.hidden_size)})
+        self.long_inputs: dict[str, RelevantChunks] = {}
         self.progress_bars = True
         self.saved_as = ""
         self._memory: Memory | None = None
@@ -225,7 +227,13 @@ class RetrievalAugmentedModel(nn.Module):
         return batch
 
     def encode(self, split: Split, *, fusion: Fusion | None = None) -> list[dict[str, Any]]:
-        """Tokenise a split as the fusion reads it; labelled examples carry their targets as ``labels``."""
+        """Tokenise a split as the fusion reads it; labelled examples carry their targets as ``labels``.
+
+        Texts beyond the window are condensed first where the active adapter has learned how (`long_inputs`).
+        """
+        if self.adapter in self.long_inputs:
+            bar = "chunks" if self.progress_bars and len(split) > 1 else None
+            split = replace(split, examples=self.long_inputs[self.adapter].read(split.examples, bar))
         corpus = self.knowledge.corpus if self.knowledge else None
         rows = (fusion or self.fusion).encode(self.tokenizer, split, corpus, self.max_length)
         if split.examples and all(example.labels is not None for example in split.examples):

@@ -20,7 +20,7 @@ LAYERS = [
     {"corpus"},
     {"demo", "evaluation", "retrieval"},
     {"tasks"},
-    {"data", "fusion"},
+    {"data", "fusion", "long_inputs"},
     {"prediction"},
     {"backbone", "methods"},
     {"knowledge"},

@@ -185,8 +185,8 @@ def _add_delete(commands: Any) -> None:
         commands,
         "delete",
         "delete documents by id",
-        "Delete documents by id; all of them or, if one is unknown, none. The id of a document that was cut deletes all\n"
-        "its chunks. Their room is used again, or freed by compact.\n\n"
+        "Delete documents by id; all of them or, if one is unknown, none. The id of a document that was cut deletes\n"
+        "all its chunks. Their room is used again, or freed by compact.\n\n"
         "  peft-rag index delete kb/ a17 a18\n"
         "  peft-rag index delete kb/ --ids-from gone.txt",
         _delete,

@@ -155,34 +155,30 @@ def within_document(chunks: Sequence[Document], query: str, encoder: Encoder, m:
     check_k(m)
     if not chunks:
         return []
-    return [chunks[position] for position in sorted(_ranked(chunks, query, encoder, m))]
+    vectors = encoder.encode([chunk.text for chunk in chunks])
+    best = exact_search(encoder.encode([query]), vectors, min(m, len(chunks)))
+    return [chunks[position] for position in sorted(position for position, _ in best.row(0))]
 
 
 def condense(
-    text: str, query: str, encoder: Encoder, tokenizer: Any, *, window: int = 256, size: int = 64, gap: str = " … "
+    text: str, chunks: Sequence[Document], scores: Sequence[float], tokenizer: Any, *, window: int, gap: str = " … "
 ) -> str:
-    """Shorten a text to the chunks that a query asks for, so that a model reads what matters of a text of any length.
+    """Shorten a text to its best chunks, in their order, so that a model reads what matters of a text of any length.
 
     Args:
-        text: the text; returned as it is where it fits.
-        query: what is looked for.
-        encoder: what compares chunks and query.
+        text: the text.
+        chunks: its chunks.
+        scores: of the chunks; higher is better, equal ones by place.
         tokenizer: the fast tokenizer of the model that will read the text.
-        window: tokens the result may have, special ones not counted.
-        size: tokens of a chunk at most.
+        window: tokens the result may have, special ones not counted; only a best chunk that is longer exceeds it.
         gap: what stands where something was left out.
 
     Raises:
-        ConfigError: ``size`` is below 1 or above half of ``window``, or the tokenizer is not fast.
+        ConfigError: the tokenizer is not fast.
     """
-    if size > window // 2:
-        raise ConfigError(f"chunks of {size} tokens leave no choice in a window of {window}. Give at most half of it.")
-    if len(_token_spans(text, tokenizer)) <= window:
-        return text
-    chunks = chunk_by_sentences(Document("text", text), tokenizer, size, overlap=0)
     kept: list[int] = []
     short = ""
-    for position in _ranked(chunks, query, encoder, len(chunks)):
+    for position in sorted(range(len(chunks)), key=lambda place: (-scores[place], place)):
         kept = sorted([*kept, position])
         longer = _joined([chunks[place] for place in kept], text, gap)
         if short and len(_token_spans(longer, tokenizer)) > window:
@@ -207,12 +203,6 @@ def _tight(text: str, start: int, end: int) -> Span:
     """Return a span without the white space at its ends."""
     piece = text[start:end]
     return start + len(piece) - len(piece.lstrip()), start + len(piece.rstrip())
-
-
-def _ranked(chunks: Sequence[Document], query: str, encoder: Encoder, m: int) -> list[int]:
-    vectors = encoder.encode([chunk.text for chunk in chunks])
-    best = exact_search(encoder.encode([query]), vectors, min(m, len(chunks)))
-    return [position for position, _ in best.row(0)]
 
 
 def _joined(chunks: Sequence[Document], text: str, gap: str) -> str:
