@@ -31,8 +31,16 @@ Keep documents in a folder that can be searched by meaning, and that grows and s
   peft-rag index verify kb/                           check every file, known answers and the encoder
   peft-rag index compact kb/                          free the room of deleted documents
 
-A corpus is a .jsonl, .json, .csv, .tsv or .parquet file, a folder of datasets.save_to_disk, demo:NAME/SPLIT or a data
-set of the hub. Whatever interrupts a command, the folder holds what it held before or what it should hold after.
+Long documents are cut into chunks, which are found one by one and changed together:
+  peft-rag index build kb/ --corpus books.jsonl --chunk sentences --chunk-size 96
+
+An index is a corpus, and its own vectors are searched:
+  peft-rag index overlap --corpus kb/ --queries test.jsonl
+  peft-rag train --train train.jsonl --corpus kb/ --output out/
+
+A corpus is a .jsonl, .json, .csv, .tsv or .parquet file, a folder of datasets.save_to_disk, demo:NAME/SPLIT, a data
+set of the hub, or another index. Whatever interrupts a command, the folder holds what it held before or what it should
+hold after.
 """
 
 Add = Callable[[Any], None]
