@@ -177,3 +177,17 @@ def test_index_is_evaluated_and_compared_by_its_own_vectors(
     assert "store, 45 queries over 45 documents" in out
     assert main(["index", "overlap", *flags]) == 0
     assert "exact             45  100.0%" in capsys.readouterr().out
+
+
+def test_index_of_distances_is_compared_by_cosine_all_the_same(
+    tiny_bert: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_jsonl(tmp_path / "far.jsonl", toy_records(9, 8))
+    asked = write_jsonl(tmp_path / "asked.jsonl", [{"text": f"{one['text']} the"} for one in toy_records(9, 8)])
+    words = ["--corpus", source, "--encoder", tiny_bert, "--metric", "l2"]
+    assert main(["index", "build", str(tmp_path / "far"), *words]) == 0
+    flags = ["--corpus", str(tmp_path / "far"), "--queries", asked, "--encoder", tiny_bert]
+    assert main(["index", "overlap", *flags]) == 0
+    out = capsys.readouterr().out
+    near = next(line for line in out.splitlines() if line.startswith("near only"))
+    assert int(near.split()[2]) > 0

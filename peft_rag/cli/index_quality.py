@@ -180,8 +180,9 @@ def _overlap(known: argparse.Namespace, rest: Sequence[str]) -> None:
     corpus, _, queries = _read(known)
     retriever = None
     if not known.exact_only:
-        name = STORE if is_index(known.corpus) else "exact"
-        retriever = make_retriever(name, known.encoder, source=known.corpus)
+        retriever = make_retriever(STORE if is_index(known.corpus) else "exact", known.encoder, source=known.corpus)
+        if not retriever.cosine:
+            retriever = make_retriever("exact", known.encoder)
     report = find_overlap(queries, corpus, retriever, threshold=known.threshold, same_data=known.same_data)
     exact, near = report.mask(EXACT), report.mask(NEAR)
     counts = {"exact": int(exact.sum()), "near only": int((near & ~exact).sum()), "clean": int((~exact & ~near).sum())}

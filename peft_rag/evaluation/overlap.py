@@ -65,9 +65,10 @@ def overlap_lines(overlap: Mapping[str, Any]) -> list[str]:
     exact, near = overlap["exact"], overlap["near"] or 0
     if not exact + near:
         return []
+    kinds = f"{exact:,} word for word" + ("" if overlap["near"] is None else f", {near:,} nearly")
     scores = list(overlap["arms"].values())[-1]
     clean = "" if scores["clean"] is None else f", {100 * scores['clean']:.1f} on the others"
     return [
-        f"{exact + near:,} of {overlap['examples']:,} texts stand in the corpus too ({exact:,} word for word, {near:,} "
-        f"nearly): {overlap['metric']} {100 * scores['overlapping']:.1f} on these{clean}"
+        f"{exact + near:,} of {overlap['examples']:,} texts stand in the corpus too ({kinds}): {overlap['metric']} "
+        f"{100 * scores['overlapping']:.1f} on these{clean}"
     ]

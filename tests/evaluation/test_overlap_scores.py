@@ -53,3 +53,9 @@ def test_no_overlap_leaves_no_line_and_all_overlap_no_clean_score():
     assert overlap_lines(every) == [
         "2 of 2 texts stand in the corpus too (1 word for word, 1 nearly): accuracy 50.0 on these"
     ]
+
+
+def test_line_does_not_count_what_was_not_looked_for():
+    targets, given = torch.tensor([0, 1]), torch.tensor([[0.9, 0.1, 0.0], [0.9, 0.1, 0.0]]).log()
+    (line,) = overlap_lines(scores_by_overlap(SINGLE, {"x": given}, targets, report([0], [], 2, None)))
+    assert line == "1 of 2 texts stand in the corpus too (1 word for word): accuracy 100.0 on these, 0.0 on the others"
