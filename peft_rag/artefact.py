@@ -13,6 +13,8 @@ from peft_rag.files import new_folder, sha256_of_file, sha256_of_json, write_jso
 from peft_rag.hub import hub_forbidden, hub_reachable
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from peft_rag.backbone import Backbone
     from peft_rag.corpus import Corpus
     from peft_rag.knowledge import Knowledge
@@ -23,6 +25,7 @@ FORMAT = 1
 MANIFEST = "peft_rag.json"
 HASHED = ("adapter_config.json", "adapter_model.safetensors", "head.safetensors")
 _PUBLISHED = (*HASHED, MANIFEST, "metrics.json", "README.md")
+_LONG = "long_inputs."
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"}  # refused unread
 _PACKAGES = ("peft-rag", "torch", "transformers", "peft", "sentence-transformers", "hnswlib")
 
@@ -38,6 +41,7 @@ def save(model: RetrievalAugmentedModel, folder: Path, metrics: Mapping[str, Any
     Raises:
         ArtefactError: nothing is attached, or the folder is taken.
     """
+    import torch
     from safetensors.torch import save_file
 
     from peft_rag.card import model_card
@@ -47,6 +51,9 @@ def save(model: RetrievalAugmentedModel, folder: Path, metrics: Mapping[str, Any
     with new_folder(folder) as working:
         _save_adapter(model, working)
         tensors = {f"head.{name}": tensor.contiguous() for name, tensor in model.head.state_dict().items()}
+        reader = model.long_inputs.get(model.adapter)
+        if reader is not None:
+            tensors |= {f"{_LONG}{name}": torch.from_numpy(array) for name, array in reader.arrays().items()}
         save_file(tensors, working / "head.safetensors", metadata={"format": "pt"})
         manifest = describe(model)
         manifest["files"] = {name: sha256_of_file(working / name) for name in HASHED}
@@ -60,7 +67,7 @@ def save(model: RetrievalAugmentedModel, folder: Path, metrics: Mapping[str, Any
 
 def describe(model: RetrievalAugmentedModel) -> dict[str, Any]:
     """Return what an artefact says of itself: task, method, fusion, and fingerprints of what it belongs to."""
-    report = model.reports[model.adapter]
+    report, reader = model.reports[model.adapter], model.long_inputs.get(model.adapter)
     return {
         "format": FORMAT,
         "task": {"name": _name_of("tasks", model.task), "settings": model.task.to_dict()},
@@ -77,6 +84,7 @@ def describe(model: RetrievalAugmentedModel) -> dict[str, Any]:
             "max_length": model.max_length,
         },
         "knowledge": model.knowledge.to_dict() if model.knowledge else None,
+        "long_inputs": reader.to_dict() if reader else None,
         "versions": versions(),
     }
 
@@ -108,6 +116,8 @@ def load(
     from safetensors.torch import load_file
 
     from peft_rag.backbone import load_backbone
+    from peft_rag.knowledge import make_encoder
+    from peft_rag.long_inputs import RelevantChunks
     from peft_rag.methods import AttachReport, quiet_peft, resolve
     from peft_rag.model import RetrievalAugmentedModel
 
@@ -132,7 +142,12 @@ def load(
         about["total_parameters"],
     )
     state = load_file(folder / "head.safetensors")
-    model.head.load_state_dict({name.removeprefix("head."): tensor for name, tensor in state.items()})
+    model.head.load_state_dict(_part(state, "head."))
+    if manifest.get("long_inputs"):
+        learned = {name: tensor.numpy() for name, tensor in _part(state, _LONG).items()}
+        about_long = manifest["long_inputs"]
+        encoder = make_encoder(about_long["encoder"])
+        model.long_inputs["default"] = RelevantChunks.restore(about_long, learned, encoder, model.tokenizer)
     model.saved_as = sha256_of_json([manifest["files"], found.fingerprint])
     model.requires_grad_(False)
     model.eval()
@@ -244,6 +259,10 @@ def versions() -> dict[str, str]:
     return found
 
 
+def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
 def _save_adapter(model: RetrievalAugmentedModel, folder: Path) -> None:
     """Let peft write its two files, whatever the adapter's name, without asking a hub about the backbone."""
     model.backbone.save_pretrained(str(folder), selected_adapters=[model.adapter], save_embedding_layers=False)
@@ -308,17 +327,30 @@ def _knowledge(manifest: Mapping[str, Any], task: Task, corpus: str | Corpus | N
         fields = replace(fields, source=corpus or fields.source)
         documents = read_corpus(fields, task)
     if documents.fingerprint != stored["corpus"]["fingerprint"] and not allowed:
-        raise FingerprintError(
-            f"this artefact was trained with a corpus of {stored['corpus']['documents']:,} documents "
-            f"({stored['corpus']['fingerprint'][:19]}…), but '{documents.name}' has {len(documents):,} "
-            f"({documents.fingerprint[:19]}…). Name the corpus it was trained with (--corpus), or pass "
-            "allow_corpus_mismatch=True (--allow_corpus_mismatch)."
-        )
+        raise FingerprintError(_another_corpus(stored["corpus"], documents, fields.source))
     about = stored["retriever"]
-    retriever = make_retriever(about["name"], about["encoder"], about["options"])
+    retriever = make_retriever(about["name"], about["encoder"], about["options"], fields.source)
     if retriever.fingerprint_for(stored["corpus"]["fingerprint"]) != about["fingerprint"]:
         raise FingerprintError(
             f"this artefact was trained with another version of encoder '{about['encoder']}' or of retriever "
             f"'{about['name']}'. Install the model it names, or train again."
         )
     return Knowledge(documents, retriever, about["name"], about["encoder"], about["options"], asdict(fields))
+
+
+def _another_corpus(trained: Mapping[str, Any], found: Corpus, source: str) -> str:
+    """Say that a corpus is not the one an artefact was trained with; an index of the same name has been changed."""
+    from peft_rag.retrieval.stored import is_index
+
+    before, now = trained["fingerprint"][:19], found.fingerprint[:19]
+    way_out = "or pass allow_corpus_mismatch=True (--allow_corpus_mismatch)."
+    if is_index(source) and source == trained["source"]:
+        return (
+            f"the index '{source}' has been changed since this artefact was trained with it: it held "
+            f"{trained['documents']:,} documents ({before}…) then and holds {len(found):,} ({now}…) now. Name a copy "
+            f"of the index as it was (--corpus), train again, {way_out}"
+        )
+    return (
+        f"this artefact was trained with a corpus of {trained['documents']:,} documents ({before}…), but "
+        f"'{found.name}' has {len(found):,} ({now}…). Name the corpus it was trained with (--corpus), {way_out}"
+    )

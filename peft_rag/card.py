@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from peft_rag.evaluation.overlap import overlap_lines
+
 
 def model_card(manifest: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     """Return the README.md of an artefact.
@@ -57,8 +59,7 @@ def _front_matter(manifest: Mapping[str, Any], metrics: Mapping[str, Any]) -> st
 def _results(metrics: Mapping[str, Any]) -> str:
     if not metrics.get("arms"):
         return "## Results\n\nNot measured.\n"
-    twice = metrics.get("test_examples_in_corpus", 0)
-    overlap = f" {twice:,} of them stand in the corpus too." if twice else ""
+    overlap = "".join(f" {line}." for line in overlap_lines(metrics["overlap"])) if "overlap" in metrics else ""
     return (
         f"## Results\n\nIn percent on {metrics['test_examples']:,} examples ({metrics['data']['test']}), with 95% "
         f"bootstrap intervals; seed {metrics['seed']}.{overlap}\n\n{results_table(metrics['arms'])}"

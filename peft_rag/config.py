@@ -12,6 +12,7 @@ import yaml
 from peft_rag.errors import ConfigError
 from peft_rag.registry import suggest
 
+CUT, WITHIN_DOCUMENT = LONG_INPUTS = ("cut", "within_document")
 PARTS = ("task", "method", "fusion", "retriever")
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -32,6 +33,11 @@ class RunConfig:
     label_field: str = _option("label", "field that holds the label, or a list of labels", "data")
     id_field: str = _option("id", "field that names a record; running numbers if a record has none", "data")
     group_field: str = _option("", "corpus field whose equals never retrieve each other", "data")
+    leak_threshold: float = _option(
+        0.0,
+        "documents of at least this cosine with an example count as its own text: learning never sees them; 0 for none",
+        "data",
+    )
     validation_share: float = _option(0.1, "share of the training data held out without --validation", "data")
     shots: int = _option(0, "examples per class drawn from the training data; 0 takes all", "data")
     task: str = _option("text-classification", "task by name (peft-rag tasks)", "model")
@@ -40,8 +46,15 @@ class RunConfig:
     last_layers: int = _option(0, "change only the last n layers; 0 changes all the method targets", "model")
     fusion: str = _option("knn", "how neighbours enter, by name (peft-rag fusions)", "model")
     encoder: str = _option(DEFAULT_MODEL, "sentence encoder of the retriever: hub name or folder", "model")
-    retriever: str = _option("hnsw", "retriever by name (peft-rag retrievers)", "model")
+    retriever: str = _option(
+        "", "retriever by name (peft-rag retrievers); if left out, the corpus's own index or else hnsw", "model"
+    )
     max_length: int = _option(256, "tokens of one input at most", "model")
+    long_inputs: str = _option(
+        "cut",
+        "of a text beyond max_length: cut reads its beginning, within_document the chunks that tell classes apart",
+        "model",
+    )
     dropout: float = _option(
         -1.0, "dropout of backbone and head in training; below 0 as the backbone has it", "training"
     )
@@ -63,10 +76,14 @@ class RunConfig:
         for name in ("train", "output"):
             if not getattr(self, name):
                 raise ConfigError(f"--{name} is missing. It names {_named(name).metadata['help']}.")
+        if self.long_inputs not in LONG_INPUTS:
+            raise ConfigError(f"long_inputs is '{self.long_inputs}'. Choose {' or '.join(LONG_INPUTS)}.")
         if self.head_init not in ("probe", "random"):
             raise ConfigError(f"head_init is '{self.head_init}'. Choose probe or random.")
         if not 0 < self.validation_share < 1:
             raise ConfigError(f"validation_share is {self.validation_share}; it lies between 0 and 1.")
+        if not 0 <= self.leak_threshold <= 1:
+            raise ConfigError(f"leak_threshold is {self.leak_threshold}; it is a cosine from 0 (off) to 1.")
         for name in ("shots", "last_layers", "early_stopping_patience", "seed"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must not be below 0.")

@@ -80,10 +80,11 @@ class Corpus(Sequence[Document]):
         id_field: str = "id",
         group_field: str = "",
     ) -> Corpus:
-        """Read a corpus from any source that `peft_rag.records.read_records` knows.
+        """Read a corpus from any source that `peft_rag.records.read_records` knows, or from an index folder.
 
         Args:
-            source: a file, a folder, ``demo:NAME/SPLIT``, a hub data set, or data in memory.
+            source: a file, a folder, ``demo:NAME/SPLIT``, a hub data set, or data in memory; of an index that
+                ``peft-rag index build`` made, the documents come as they are, whatever the fields are called.
             text_field: the field that holds the text.
             label_field: the field that holds one label or a list of them; a document need not have any.
             id_field: the field that holds the id; a document without one gets its number, counted from 1.
@@ -93,7 +94,12 @@ class Corpus(Sequence[Document]):
             CorpusError: a record has no text, an unusable label or id, or an id that another has; the message
                 names file, line and field.
             DataError: the source cannot be read.
+            RetrievalError: it is an index that is unfinished or damaged.
         """
+        from peft_rag.retrieval.stored import is_index, stored_documents
+
+        if is_index(source):
+            return cls(stored_documents(source), str(source))
         records = read_records(source)
         documents = [
             read_document(record, number, text_field, label_field, id_field, group_field)
@@ -130,12 +136,6 @@ class Corpus(Sequence[Document]):
 
     def __repr__(self) -> str:
         return f"Corpus({self.name!r}, {len(self):,} documents)"
-
-
-def count_duplicates(texts: Iterable[str], corpus: Corpus) -> int:
-    """Return how many texts stand in the corpus, the same but for case and spacing."""
-    known = {text_key(text) for text in corpus.texts}
-    return sum(text_key(text) in known for text in texts)
 
 
 def text_key(text: str) -> str:

@@ -7,21 +7,24 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_rag.config import RunConfig
-from peft_rag.corpus import count_duplicates
+from peft_rag.config import WITHIN_DOCUMENT, RunConfig
 from peft_rag.data import Splits, read_splits
 from peft_rag.errors import RetrievalError
+from peft_rag.evaluation.overlap import overlap_lines
+from peft_rag.measuring import measure_after, measure_before, measure_overlap
 from peft_rag.parts import make_part
 from peft_rag.registry import FUSIONS, TASKS, load
 from peft_rag.results import metrics, table
+from peft_rag.retrieval.stored import is_index
 from peft_rag.workspace import working_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import TrainingArguments
 
-    from peft_rag.fusion.base import Fusion, Memory, Outputs, Split
+    from peft_rag.fusion.base import Fusion, Outputs, Split
     from peft_rag.knowledge import Knowledge
+    from peft_rag.long_inputs import RelevantChunks
     from peft_rag.model import RetrievalAugmentedModel
     from peft_rag.training import TrainingReport
 
@@ -105,20 +108,21 @@ def run(config: RunConfig, say: Say = print) -> RunResult:
         targets = prepared.splits.task.targets(prepared.test.examples)
         answers = Answers(before | measure_after(prepared, checked, tell), targets)
         arms = {arm: prepared.splits.task.evaluate(given, targets) for arm, given in answers.log_probs.items()}
-        twice = count_duplicates((example.text for example in prepared.test.examples), prepared.splits.corpus)
+        overlap = measure_overlap(prepared, answers)
         measured = metrics(
             config,
             prepared.model,
             arms,
             report,
             test_examples=len(prepared.test),
-            test_examples_in_corpus=twice,
+            overlap=overlap,
         )
         prepared.model.save_pretrained(output, metrics=measured)
     size = sum(path.stat().st_size for path in output.iterdir())
     for line in (
         "",
         *table(arms, measured["data"]["test"], len(prepared.test)),
+        *overlap_lines(overlap),
         "",
         f"saved: {output} ({size:,} bytes)",
     ):
@@ -140,7 +144,7 @@ def prepare(config: RunConfig, working: Path, say: Say) -> Prepared:
     from transformers import set_seed
 
     from peft_rag.backbone import load_backbone
-    from peft_rag.knowledge import Knowledge, make_retriever
+    from peft_rag.knowledge import Knowledge, make_retriever, retriever_for
     from peft_rag.methods import resolve
     from peft_rag.model import RetrievalAugmentedModel
     from peft_rag.training import training_arguments
@@ -156,11 +160,12 @@ def prepare(config: RunConfig, working: Path, say: Say) -> Prepared:
     options = config.part_options("retriever")
     knowledge = Knowledge(
         splits.corpus,
-        make_retriever(config.retriever, config.encoder, options),
-        config.retriever,
+        make_retriever(config.retriever, config.encoder, options, splits.fields.source),
+        config.retriever or retriever_for(splits.fields.source),
         config.encoder,
         options,
         asdict(splits.fields),
+        leak_threshold=config.leak_threshold,
     )
     backbone = load_backbone(config.backbone)
     model = RetrievalAugmentedModel(
@@ -171,31 +176,13 @@ def prepare(config: RunConfig, working: Path, say: Say) -> Prepared:
         max_length=config.max_length,
         head_dropout=max(config.dropout, 0.0),
     )
+    if config.long_inputs == WITHIN_DOCUMENT:
+        model.long_inputs[model.adapter] = _relevant_chunks(config, model, splits)
     method_options = config.part_options("method")
     say(str(model.attach(config.method, last_layers=config.last_layers or None, **method_options)))
     model.to(arguments.device)
     _set_dropout(model, config.dropout)
     return Prepared(model, splits, arguments, *_retrieve(knowledge, splits, fusion))
-
-
-def measure_before(prepared: Prepared, say: Say) -> dict[str, Tensor]:
-    """Ask the untrained model (random head on the frozen backbone) and retrieval alone, on the test split.
-
-    Returns:
-        log-probabilities by arm, in nats.
-    """
-    from peft_rag.fusion.none import NoFusion
-
-    model, task = prepared.model, prepared.splits.task
-    with model.disable_adapter():
-        outputs = model.outputs(prepared.test, fusion=NoFusion(), progress="untrained model")
-    answers = {"untrained": outputs.log_probs}
-    if all(document.labels for document in prepared.splits.corpus):
-        answers["retrieval_alone"] = _retrieval_alone(prepared, outputs)
-    targets = task.targets(prepared.test.examples)
-    for arm, given in answers.items():
-        say(f"{arm.replace('_', ' ')}: {task.main_metric} {task.evaluate(given, targets)[task.main_metric]}")
-    return answers
 
 
 def tune(prepared: Prepared, config: RunConfig, say: Say) -> TrainingReport:
@@ -255,29 +242,6 @@ def _train_features(prepared: Prepared) -> Tensor:
     return memory.features[torch.tensor([place[example.id] for example in prepared.train.examples])]
 
 
-def measure_after(prepared: Prepared, checked: Outputs, say: Say) -> dict[str, Tensor]:
-    """Fit the fusion on validation, then ask the trained model without and with retrieval, on the test split.
-
-    Returns:
-        log-probabilities by arm, in nats.
-    """
-    from peft_rag.fusion.none import NoFusion
-
-    model, task = prepared.model, prepared.splits.task
-    memory = model.memory(progress="encoding the corpus")
-    targets = task.targets(prepared.validation.examples)
-    model.fusions[model.adapter] = model.fusion.fit(model.judge(checked), prepared.validation, memory, task, targets)
-    say(f"fusion: {_settings(model.fusion)}")
-    fused = model.outputs(prepared.test, progress="test")
-    alone = fused
-    if model.fusion.reads_neighbours:
-        alone = model.outputs(prepared.test, fusion=NoFusion(), progress="test without retrieval")
-    answers = {"without_retrieval": alone.log_probs}
-    if not isinstance(model.fusion, NoFusion):
-        answers["with_retrieval"] = model.fusion.combine(fused, prepared.test, memory, task)
-    return answers
-
-
 def _splits(config: RunConfig, task: Any) -> Splits:
     from peft_rag.data import CorpusFields
 
@@ -315,9 +279,12 @@ def _check_corpus(fusion: Fusion, splits: Splits) -> None:
     if fusion.needs_labels:
         unlabelled = next((d.id for d in splits.corpus if not d.labels), None)
         if unlabelled is not None and not getattr(splits.task, "multi_label", False):
+            mend = "Label every document (--label_field)"
+            if is_index(splits.fields.source):
+                mend = "Build the index of labelled documents (peft-rag index build --label-field)"
             raise RetrievalError(
                 f"document '{unlabelled}' of the corpus '{splits.corpus.name}' has no label, but this fusion lets "
-                "documents vote. Label every document (--label_field), or use --fusion concat or none."
+                f"documents vote. {mend}, or use --fusion concat or none."
             )
 
 
@@ -348,27 +315,15 @@ def _retrieve(knowledge: Knowledge, splits: Splits, fusion: Fusion) -> tuple[Spl
     return train, validation, test
 
 
-def _retrieval_alone(prepared: Prepared, untrained: Outputs) -> Tensor:
-    """Classify the test split by neighbours' labels alone, in the retriever's space, k and T chosen on validation."""
-    import torch
+def _relevant_chunks(config: RunConfig, model: RetrievalAugmentedModel, splits: Splits) -> RelevantChunks:
+    """Learn what to read of long texts; where neighbours are read beside them, half of the window is left to these."""
+    from peft_rag.knowledge import make_encoder
+    from peft_rag.long_inputs import RelevantChunks
 
-    from peft_rag.fusion.base import Outputs
-    from peft_rag.fusion.knn import KnnFusion
-
-    task = prepared.splits.task
-    targets = task.targets(prepared.validation.examples)
-    nothing = Outputs(torch.zeros(len(targets), *untrained.log_probs.shape[1:]), untrained.features[:0])
-    memory = _targets_of_corpus(prepared)
-    alone = KnnFusion(space="retriever", weight=1.0).fit(nothing, prepared.validation, memory, task, targets)
-    return alone.combine(untrained, prepared.test, memory, task)
-
-
-def _targets_of_corpus(prepared: Prepared) -> Memory:
-    from peft_rag.fusion.base import Memory
-    from peft_rag.model import labelled_examples
-
-    assert prepared.model.knowledge is not None
-    return Memory(prepared.splits.task.targets(labelled_examples(prepared.model.knowledge)))
+    window = config.max_length - model.tokenizer.num_special_tokens_to_add()
+    if model.fusion.reads_neighbours:
+        window //= 2
+    return RelevantChunks.fit(splits.train, make_encoder(config.encoder), model.tokenizer, window)
 
 
 def _set_dropout(model: RetrievalAugmentedModel, share: float) -> None:
@@ -379,10 +334,6 @@ def _set_dropout(model: RetrievalAugmentedModel, share: float) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = share
-
-
-def _settings(fusion: Fusion) -> str:
-    return ", ".join(f"{name} {value}" for name, value in fusion.to_dict().items()) or "none"
 
 
 def _silent(line: str) -> None:

@@ -8,16 +8,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_rag.corpus import Corpus
+from peft_rag.errors import ConfigError
 from peft_rag.fusion.base import Split
 from peft_rag.parts import make_part
 from peft_rag.registry import RETRIEVERS, load
 from peft_rag.retrieval.base import Retriever
 from peft_rag.retrieval.cache import cache_folder
 from peft_rag.retrieval.encoder import SentenceEncoder
+from peft_rag.retrieval.leaks import similar_positions
 from peft_rag.retrieval.neighbours import Query, forbidden_positions, precompute_neighbours
+from peft_rag.retrieval.overlap import OverlapReport, find_overlap
+from peft_rag.retrieval.stored import is_index
 
 if TYPE_CHECKING:
     from peft_rag.tasks.base import Example
+
+STORE = "store"
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,7 @@ class Knowledge:
         encoder: name of its sentence encoder.
         fields: how the corpus is read from its source again (`peft_rag.data.CorpusFields`).
         cache: folder of precomputed neighbours.
+        leak_threshold: documents of at least that cosine with an example count as its own text; 0 for none.
     """
 
     corpus: Corpus
@@ -41,6 +48,21 @@ class Knowledge:
     retriever_options: dict[str, Any] = field(default_factory=dict)
     fields: dict[str, Any] = field(default_factory=dict)
     cache: Path = field(default_factory=cache_folder)
+    leak_threshold: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check that the threshold means something.
+
+        Raises:
+            ConfigError: it is out of range, or the retriever's scores are no cosines.
+        """
+        if not 0 <= self.leak_threshold <= 1:
+            raise ConfigError(f"leak_threshold is {self.leak_threshold}; it is a cosine from 0 (off) to 1.")
+        if self.leak_threshold and not self.retriever.cosine:
+            raise ConfigError(
+                f"leak_threshold is a cosine, but the scores of retriever '{self.retriever_name}' are none. Pick a "
+                "retriever that compares sentence vectors (--retriever hnsw or exact), or leave the threshold at 0."
+            )
 
     def split(
         self,
@@ -58,10 +80,12 @@ class Knowledge:
             k: neighbours wanted; with 0 nothing is searched by text.
             name: of the split, for progress bars.
             same_data: whether the examples are the corpus, so that each must not find itself.
-            exclude_duplicates: whether documents with an example's own text are forbidden to it.
+            exclude_duplicates: whether documents with an example's own text, or one too much like it, are forbidden
+                to it.
         """
         found = None
-        queries = [Query(example.id, example.text, example.group) for example in examples]
+        threshold = self.leak_threshold if exclude_duplicates else 0.0
+        queries = _queries(examples)
         if k:
             found = precompute_neighbours(
                 self.retriever,
@@ -72,11 +96,28 @@ class Knowledge:
                 name=name,
                 same_data=same_data,
                 exclude_duplicates=exclude_duplicates,
+                leak_threshold=threshold,
             )
         forbidden = forbidden_positions(
             self.corpus, queries, same_data=same_data, exclude_duplicates=exclude_duplicates
         )
+        if threshold:
+            texts = [query.text for query in queries]
+            similar = similar_positions(
+                self.retriever, self.corpus, texts, threshold, cache_folder=self.cache, name=name
+            )
+            forbidden = [mine | alike for mine, alike in zip(forbidden, similar, strict=True)]
         return Split(examples, found, forbidden if any(forbidden) else ())
+
+    def overlap(self, examples: Sequence[Example], *, near: bool = True) -> OverlapReport:
+        """Find the examples that stand in the corpus, word for word or nearly.
+
+        Args:
+            examples: the queries.
+            near: whether near ones are looked for too, by the retriever; one whose scores are no cosines cannot.
+        """
+        retriever = self.retriever if near and self.retriever.cosine else None
+        return find_overlap(_queries(examples), self.corpus, retriever, cache_folder=self.cache)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what an artefact must remember to know this knowledge again."""
@@ -91,13 +132,37 @@ class Knowledge:
         }
 
 
-def make_retriever(name: str, encoder: str, options: dict[str, Any] | None = None) -> Retriever:
-    """Make a retriever by name over a sentence encoder.
+def _queries(examples: Sequence[Example]) -> list[Query]:
+    return [Query(example.id, example.text, example.group) for example in examples]
+
+
+def make_retriever(name: str, encoder: str, options: dict[str, Any] | None = None, source: Any = "") -> Retriever:
+    """Make a retriever over a sentence encoder.
+
+    Args:
+        name: a name that ``peft-rag retrievers`` lists; if empty, what `retriever_for` says.
+        encoder: name of the sentence encoder.
+        options: the retriever's own.
+        source: where the corpus comes from; where that is an index, ``store`` searches it unless told otherwise.
 
     Raises:
         UnknownRetrieverError: no retriever has that name.
         ConfigError: an option is unknown, or its value is refused.
+        RetrievalError: the index that is to be searched is damaged.
+        FingerprintError: that index was built with another encoder.
     """
-    sentences = SentenceEncoder(encoder, cache=cache_folder())
-    retriever: Retriever = make_part(load(RETRIEVERS, name), "retriever", options or {}, sentences)
+    name, options = name or retriever_for(source), dict(options or {})
+    if name == STORE and is_index(source):
+        options.setdefault("folder", str(source))
+    retriever: Retriever = make_part(load(RETRIEVERS, name), "retriever", options, make_encoder(encoder))
     return retriever
+
+
+def make_encoder(name: str) -> SentenceEncoder:
+    """Make a sentence encoder that keeps what it has encoded on disk; nothing is loaded yet."""
+    return SentenceEncoder(name, cache=cache_folder())
+
+
+def retriever_for(source: Any) -> str:
+    """Return the name of the retriever for a corpus where none is named: its own index if it is one, else hnsw."""
+    return STORE if is_index(source) else "hnsw"

@@ -24,6 +24,7 @@ from peft_rag.tasks.base import Example, Task
 if TYPE_CHECKING:
     from peft_rag.evaluation.bootstrap import Score
     from peft_rag.knowledge import Knowledge
+    from peft_rag.long_inputs import RelevantChunks
 
 
 class RetrievalAugmentedModel(nn.Module):
@@ -70,6 +71,7 @@ class RetrievalAugmentedModel(nn.Module):
         self.tasks: dict[str, Task] = {self.adapter: task}
         self.fusions: dict[str, Fusion] = {self.adapter: fusion or NoFusion()}
         self.heads = nn.ModuleDict({self.adapter: task.make_head(backbone.hidden_size)})
+        self.long_inputs: dict[str, RelevantChunks] = {}
         self.progress_bars = True
         self.saved_as = ""
         self._memory: Memory | None = None
@@ -225,7 +227,13 @@ class RetrievalAugmentedModel(nn.Module):
         return batch
 
     def encode(self, split: Split, *, fusion: Fusion | None = None) -> list[dict[str, Any]]:
-        """Tokenise a split as the fusion reads it; labelled examples carry their targets as ``labels``."""
+        """Tokenise a split as the fusion reads it; labelled examples carry their targets as ``labels``.
+
+        Texts beyond the window are condensed first where the active adapter has learned how (`long_inputs`).
+        """
+        if self.adapter in self.long_inputs:
+            bar = "chunks" if self.progress_bars and len(split) > 1 else None
+            split = replace(split, examples=self.long_inputs[self.adapter].read(split.examples, bar))
         corpus = self.knowledge.corpus if self.knowledge else None
         rows = (fusion or self.fusion).encode(self.tokenizer, split, corpus, self.max_length)
         if split.examples and all(example.labels is not None for example in split.examples):
@@ -344,15 +352,19 @@ class RetrievalAugmentedModel(nn.Module):
         shown = self.fusion.shown(outputs, split, memory)
         return [explained(answer, row, self.knowledge.corpus) for answer, row in zip(answers, shown, strict=True)]
 
-    def evaluate(
+    def answer(
         self, examples: Sequence[Example], *, name: str = "test", batch_size: int = 64, progress: str = ""
-    ) -> dict[str, Score]:
-        """Score predictions for labelled examples; each metric with its 95% bootstrap interval."""
-        targets = self.task.targets(examples)
+    ) -> Tensor:
+        """Return the fused log-probabilities of examples, in nats, as the task gives them."""
         split = self.split(examples, name=name)
         memory = self.memory(progress=progress and "encoding the corpus")
         outputs = self.outputs(split, batch_size=batch_size, progress=progress)
-        return self.task.evaluate(self.fusion.combine(outputs, split, memory, self.task), targets)
+        return self.fusion.combine(outputs, split, memory, self.task)
+
+    def evaluate(self, examples: Sequence[Example], **options: Any) -> dict[str, Score]:
+        """Score answers to labelled examples, each metric with its 95% bootstrap interval; options as `answer`'s."""
+        targets = self.task.targets(examples)
+        return self.task.evaluate(self.answer(examples, **options), targets)
 
     def save_pretrained(self, folder: str | Path, **facts: Any) -> Path:
         """Write the artefact of the active adapter to a new folder; see `peft_rag.artefact.save`."""

@@ -23,7 +23,7 @@ def metrics(
     training: TrainingReport,
     *,
     test_examples: int,
-    test_examples_in_corpus: int,
+    overlap: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return the content of ``metrics.json``.
 
@@ -36,7 +36,8 @@ def metrics(
         arms: scores by arm and metric; ``untrained`` and ``without_retrieval`` at least.
         training: what it cost.
         test_examples: how many examples the scores rest on.
-        test_examples_in_corpus: how many of their texts stand in the corpus too.
+        overlap: which of them stand in the corpus too, and scores with and without them
+            (`peft_rag.evaluation.overlap.scores_by_overlap`).
     """
     from peft_rag.artefact import versions
 
@@ -49,7 +50,7 @@ def metrics(
         "test": _values(after),
         "arms": {arm: {name: score.to_dict() for name, score in scores.items()} for arm, scores in arms.items()},
         "test_examples": test_examples,
-        "test_examples_in_corpus": test_examples_in_corpus,
+        "overlap": dict(overlap),
         "trainable_parameters": trained,
         "trainable_percent": 100 * trained / total,
         "artefact_bytes": 0,

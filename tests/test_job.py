@@ -134,18 +134,61 @@ def test_multi_label_data_is_trained_and_predicted(tiny_bert: str, tmp_path: Pat
     assert all(answer.neighbours for answer in answers)
 
 
-def test_texts_that_stand_in_the_corpus_too_are_counted(
+def test_scores_are_split_by_what_stands_in_the_corpus_too(
     tiny_bert: str, toy_data: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from peft_rag.cli import main
+    from peft_rag.retrieval.encoder import SentenceEncoder
 
-    seen = [{**record, "text": record["text"].upper()} for record in toy_records(60, 1)[:4]]
-    mixed = write_jsonl(tmp_path / "mixed.jsonl", [*seen, *toy_records(20, 3)])
-    metrics = finish(tiny_bert, {**toy_data, "test": mixed}, tmp_path / "out")
-    assert metrics["test_examples_in_corpus"] == 4
-    assert "4 of them stand in the corpus too." in (tmp_path / "out/README.md").read_text()
-    assert main(["evaluate", str(tmp_path / "out"), "--data", mixed]) == 0
-    assert "note: 4 of these texts stand in the corpus too" in capsys.readouterr().out
+    known = toy_records(60, 1)
+    words = {"apple": "fruit", "tin": "metal", "nile": "river"}
+    odd = [{"id": word, "text": f"{word} {word} {word}", "label": label} for word, label in words.items()]
+    fresh = [*toy_records(17, 3), *odd]
+    mixed = [*({**record, "text": record["text"].upper()} for record in known[:4]), *fresh]
+    config = settings(tiny_bert, {**toy_data, "test": write_jsonl(tmp_path / "mixed.jsonl", mixed)}, tmp_path / "out")
+    lines: list[str] = []
+    result = run(from_mapping(config), say=lines.append)
+    overlap, answers = result.metrics["overlap"], result.answers
+    assert answers is not None
+
+    encoder = SentenceEncoder(tiny_bert)
+    near = encoder.encode([str(record["text"]) for record in mixed]) @ encoder.encode([r["text"] for r in known]).T
+    inside = torch.tensor([row < 4 or bool((near[row] >= 0.95).any()) for row in range(24)])
+    assert 4 < int(inside.sum()) < 24
+    assert (overlap["exact"], overlap["near"], overlap["examples"]) == (4, int(inside.sum()) - 4, 24)
+    assert overlap["arms"].keys() == result.metrics["arms"].keys() == answers.log_probs.keys()
+    for arm, given in answers.log_probs.items():
+        right = (given.argmax(-1) == answers.targets).float()
+        assert overlap["arms"][arm]["overlapping"] == pytest.approx(float(right[inside].mean()))
+        assert overlap["arms"][arm]["clean"] == pytest.approx(float(right[~inside].mean()))
+        assert overlap["arms"][arm]["all"] == pytest.approx(result.metrics["arms"][arm]["accuracy"]["value"])
+
+    (line,) = (line for line in lines if "stand in the corpus too (4 word for word" in line)
+    assert f" {line}." in (tmp_path / "out/README.md").read_text()
+    capsys.readouterr()
+    flags = ["--data", str(config["test"]), "--output", str(tmp_path / "scores.json")]
+    assert main(["evaluate", str(tmp_path / "out"), *flags]) == 0
+    assert line in capsys.readouterr().out.splitlines()
+    written = json.loads((tmp_path / "scores.json").read_text())["overlap"]
+    assert written["arms"] == {"shipped": pytest.approx(overlap["arms"]["with_retrieval"])}
+
+
+def test_overlap_encodes_nothing_a_second_time(
+    tiny_bert: str, toy_data: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from peft_rag.retrieval.encoder import SentenceEncoder
+
+    data = {name: write_jsonl(tmp_path / f"{name}.jsonl", toy_records(70, seed)) for seed, name in enumerate(toy_data)}
+    encoded: list[str] = []
+    encode = SentenceEncoder._encode
+
+    def counted(self: Any, texts: Any, progress: Any) -> Any:
+        encoded.extend(texts)
+        return encode(self, texts, progress)
+
+    monkeypatch.setattr(SentenceEncoder, "_encode", counted)
+    finish(tiny_bert, data, tmp_path / "out")
+    assert len(encoded) == 3 * 70
 
 
 def test_lora_artefact_loads_in_plain_peft(tiny_bert: str, toy_data: dict[str, str], tmp_path: Path) -> None:
@@ -227,6 +270,11 @@ def test_loss_that_is_no_number_stops_the_run_and_leaves_nothing(
         ({"max_length": 1000}, "max_length is 1000, but"),
         ({"backbone": "nowhere/at-all"}, "backbone 'nowhere/at-all' cannot be loaded"),
         ({"last_layers": 9}, "9"),
+        ({"leak_threshold": 1.5}, "leak_threshold is 1.5; it is a cosine from 0 (off) to 1."),
+        (
+            {"leak_threshold": 0.9, "retriever": "bm25"},
+            "leak_threshold is a cosine, but the scores of retriever 'bm25'",
+        ),
         ({"lr_scheduler_type": "zigzag"}, "transformers refuses the training options"),
         ({"eval_strategy": "no", "early_stopping_patience": 2}, "--early_stopping_patience needs evaluation"),
     ],
@@ -310,3 +358,35 @@ def test_two_processes_train_one_model_and_write_once(tiny_bert: str, toy_data: 
         assert sum(printed.startswith(line) for printed in done.stdout.splitlines()) == 1, done.stdout
     assert json.loads((tmp_path / "out/metrics.json").read_text())["after"]["accuracy"] > 0.9
     assert not (tmp_path / "out.partial").exists()
+
+
+@pytest.mark.parametrize("space", ["tuned", "retriever"])
+@pytest.mark.parametrize("held_out", [True, False])
+def test_learning_never_sees_its_group_or_its_like_when_the_training_data_is_the_corpus(
+    tiny_bert: str, toy_data: dict[str, str], tmp_path: Path, space: str, held_out: bool
+) -> None:
+    from peft_rag.job import prepare
+    from peft_rag.retrieval.encoder import SentenceEncoder
+
+    records = [{**record, "page": f"p{number % 7}"} for number, record in enumerate(toy_records(40, 4))]
+    data = {"train": write_jsonl(tmp_path / "pages.jsonl", records), "test": toy_data["test"]}
+    if not held_out:
+        data["validation"] = toy_data["validation"]
+    changes = {"group_field": "page", "leak_threshold": 0.97, "fusion.space": space, "last_layers": 1}
+    config = from_mapping(settings(tiny_bert, data, tmp_path / "out", **changes))
+    prepared = prepare(config, tmp_path / "working", lambda line: None)
+    corpus = prepared.splits.corpus
+    vectors = SentenceEncoder(tiny_bert).encode(corpus.texts)
+    place = {document.id: position for position, document in enumerate(corpus)}
+    alike = 0
+    for split in [prepared.train, *([prepared.validation] if held_out else [])]:
+        for row, example in enumerate(split.examples):
+            own = place[example.id]
+            near = {at for at in range(len(corpus)) if float(vectors[own] @ vectors[at]) >= 0.97}
+            group = {at for at in range(len(corpus)) if corpus[at].group == example.group}
+            assert set(split.forbidden[row]) == near | group | {own}
+            alike += len(near - group)
+            if split.neighbours is not None:
+                assert not set(split.neighbours.positions[row].tolist()) & set(split.forbidden[row])
+    assert alike
+    assert not any(prepared.test.forbidden)

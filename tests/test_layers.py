@@ -20,14 +20,14 @@ LAYERS = [
     {"corpus"},
     {"demo", "evaluation", "retrieval"},
     {"tasks"},
-    {"data", "fusion"},
+    {"data", "fusion", "long_inputs"},
     {"prediction"},
     {"backbone", "methods"},
     {"knowledge"},
     {"model"},
     {"card", "training"},
     {"artefact"},
-    {"results", "workspace"},
+    {"results", "workspace", "measuring"},
     {"job", "testing"},
     {"cli"},
     {"__main__"},
@@ -48,7 +48,7 @@ HEAVY = [
 ]
 
 # Doors that hand a call on to what is built above, imported only when the call comes.
-DOORS = {("model", "artefact"), ("records", "demo")}
+DOORS = {("model", "artefact"), ("records", "demo"), ("corpus", "retrieval")}
 
 
 class Import(NamedTuple):

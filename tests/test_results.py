@@ -25,6 +25,16 @@ MANIFEST = {
 }
 
 
+OVERLAP = {
+    "examples": 1000,
+    "exact": 3,
+    "near": None,
+    "threshold": None,
+    "metric": "accuracy",
+    "arms": {"with_retrieval": {"all": 1.0, "overlapping": 1.0, "clean": 1.0}},
+}
+
+
 def measured(arms=ARMS, **changes):
     frozen = torch.nn.Linear(9, 10, bias=False).requires_grad_(False)
     trained = torch.nn.Linear(5, 2, bias=False)
@@ -35,7 +45,7 @@ def measured(arms=ARMS, **changes):
     )
     training = SimpleNamespace(seconds=12.5, examples_per_second=40.0, steps=50, best_step=30)
     config = RunConfig(**({"train": "a.jsonl", "output": "out", "seed": 3, "resume": True} | changes))
-    return metrics(config, model, arms, training, test_examples=1000, test_examples_in_corpus=3)
+    return metrics(config, model, arms, training, test_examples=1000, overlap=OVERLAP)
 
 
 def test_metrics_hold_before_after_and_every_arm_with_its_interval():

@@ -29,7 +29,7 @@ def add_to(commands: Any) -> None:
 
 
 def _run(known: argparse.Namespace, rest: Sequence[str]) -> None:
-    from peft_rag.corpus import count_duplicates
+    from peft_rag.evaluation.overlap import overlap_lines, scores_by_overlap
     from peft_rag.files import write_json
     from peft_rag.parts import make_part
     from peft_rag.records import read_records
@@ -42,15 +42,18 @@ def _run(known: argparse.Namespace, rest: Sequence[str]) -> None:
     model = load_artefact(known)
     task = make_part(type(model.task), "task", model.task.to_dict() | given_fields(known))
     examples = task.read(records)
-    if model.knowledge is not None:
-        twice = count_duplicates((example.text for example in examples), model.knowledge.corpus)
-        if twice:
-            print(
-                f"note: {twice:,} of these texts stand in the corpus too; a model that retrieves is flattered by them"
-            )
-    scores = model.evaluate(examples, batch_size=known.batch_size, progress="evaluating")
+    targets = task.targets(examples)
+    given = model.answer(examples, batch_size=known.batch_size, progress="evaluating")
+    scores = task.evaluate(given, targets)
     print(f"in percent on {len(records):,} examples of {known.data}, 95% bootstrap intervals in brackets")
     for name, score in scores.items():
         print(f"{name.ljust(12)}{score}")
+    written = {name: score.to_dict() for name, score in scores.items()}
+    if model.knowledge is not None:
+        report = model.knowledge.overlap(examples)
+        overlap = scores_by_overlap(task, {"shipped": given}, targets, report)
+        for line in overlap_lines(overlap):
+            print(line)
+        written["overlap"] = overlap
     if known.output:
-        write_json(Path(known.output), {name: score.to_dict() for name, score in scores.items()})
+        write_json(Path(known.output), written)

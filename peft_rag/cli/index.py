@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_rag.cli import index_quality
 from peft_rag.cli.flags import refuse
+from peft_rag.cli.index_corpus import add_corpus_options, documents
 from peft_rag.config import DEFAULT_MODEL
 from peft_rag.retrieval.manifest import StoreSettings
 
@@ -30,8 +31,16 @@ Keep documents in a folder that can be searched by meaning, and that grows and s
   peft-rag index verify kb/                           check every file, known answers and the encoder
   peft-rag index compact kb/                          free the room of deleted documents
 
-A corpus is a .jsonl, .json, .csv, .tsv or .parquet file, a folder of datasets.save_to_disk, demo:NAME/SPLIT or a data
-set of the hub. Whatever interrupts a command, the folder holds what it held before or what it should hold after.
+Long documents are cut into chunks, which are found one by one and changed together:
+  peft-rag index build kb/ --corpus books.jsonl --chunk sentences --chunk-size 96
+
+An index is a corpus, and its own vectors are searched:
+  peft-rag index overlap --corpus kb/ --queries test.jsonl
+  peft-rag train --train train.jsonl --corpus kb/ --output out/
+
+A corpus is a .jsonl, .json, .csv, .tsv or .parquet file, a folder of datasets.save_to_disk, demo:NAME/SPLIT, a data
+set of the hub, or another index. Whatever interrupts a command, the folder holds what it held before or what it should
+hold after.
 """
 
 Add = Callable[[Any], None]
@@ -106,11 +115,12 @@ def _add_build(commands: Any) -> None:
         "build is interrupted, run the same command again: it goes on after the last finished shard.\n\n"
         "  peft-rag index build kb/ --corpus articles.jsonl --text-field body --id-field url\n"
         "  peft-rag index build wiki/ --corpus demo:wiki-topics/corpus --threads 0\n"
-        "  peft-rag index build small/ --corpus articles.jsonl --compact",
+        "  peft-rag index build small/ --corpus articles.jsonl --compact\n"
+        "  peft-rag index build pages/ --corpus books.jsonl --chunk sentences --chunk-size 96",
         _build,
     )
     small = StoreSettings.compact()
-    _add_corpus(parser)
+    add_corpus_options(parser)
     parser.add_argument(
         "--encoder", default=DEFAULT_MODEL, help=f"sentence-transformers model or folder ({DEFAULT_MODEL})"
     )
@@ -147,8 +157,8 @@ def _build(known: argparse.Namespace) -> None:
     settings = StoreSettings.compact(**chosen) if known.compact else StoreSettings(**chosen)
     hold_back_chatter()
     encoder = SentenceEncoder(known.encoder, max_length=known.max_length)
-    store = IndexStore.build(known.folder, _documents(known), encoder, settings, progress="build")
-    say(f"built: {len(store):,} documents in {known.folder}")
+    store = IndexStore.build(known.folder, documents(known, encoder), encoder, settings, progress="build")
+    say(f"built: {len(store):,} {'chunks' if known.chunk else 'documents'} in {known.folder}")
 
 
 def _add_add(commands: Any) -> None:
@@ -157,12 +167,12 @@ def _add_add(commands: Any) -> None:
         "add",
         "add or update documents",
         "Add every document of a corpus to an index; all of them or, if anything fails, none. An id that the index\n"
-        "holds already is an error, or with --replace an update.\n\n"
+        "holds already is an error, or with --replace an update: all chunks of a document are replaced together.\n\n"
         "  peft-rag index add kb/ --corpus new.jsonl\n"
         "  peft-rag index add kb/ --corpus corrected.jsonl --replace",
         _add,
     )
-    _add_corpus(parser)
+    add_corpus_options(parser)
     _add_encoder(parser)
     parser.add_argument("--replace", action="store_true", help="a document takes the place of the one with its id")
 
@@ -172,9 +182,10 @@ def _add(known: argparse.Namespace) -> None:
 
     store = open_store(known)
     before = len(store)
-    added = store.add(_documents(known), replace=known.replace, progress="add")
+    added = store.add(documents(known, store.encoder), replace=known.replace, progress="add")
     replaced = before + added - len(store)
-    say(f"added: {added:,} documents, {replaced:,} of them in place of others; {len(store):,} in {known.folder}")
+    what = "chunks" if known.chunk else "documents"
+    say(f"added: {added:,} {what}, in place of {replaced:,}; {len(store):,} in {known.folder}")
 
 
 def _add_delete(commands: Any) -> None:
@@ -182,8 +193,8 @@ def _add_delete(commands: Any) -> None:
         commands,
         "delete",
         "delete documents by id",
-        "Delete documents by id; all of them or, if one is unknown, none. Their room is used again, or freed by\n"
-        "compact.\n\n"
+        "Delete documents by id; all of them or, if one is unknown, none. The id of a document that was cut deletes\n"
+        "all its chunks. Their room is used again, or freed by compact.\n\n"
         "  peft-rag index delete kb/ a17 a18\n"
         "  peft-rag index delete kb/ --ids-from gone.txt",
         _delete,
@@ -200,7 +211,9 @@ def _delete(known: argparse.Namespace) -> None:
     if not ids:
         raise ConfigError("there is nothing to delete. Name ids, or a file of them with --ids-from.")
     store = open_store(known)
-    say(f"deleted: {store.delete(ids):,} documents; {len(store):,} left in {known.folder}")
+    pieces, whole = store.delete(ids), len(set(ids))
+    stored = f" in {pieces:,} pieces" if pieces > whole else ""
+    say(f"deleted: {whole:,} documents{stored}; {len(store):,} left in {known.folder}")
 
 
 def _add_search(commands: Any) -> None:
@@ -311,28 +324,8 @@ def _compact(known: argparse.Namespace) -> None:
     say(f"compacted: {len(store):,} documents, {before:,} bytes before, {store.info()['bytes']:,} now")
 
 
-def _add_corpus(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--corpus", required=True, help="the documents: a file, folder, demo:NAME/SPLIT or hub id")
-    parser.add_argument("--text-field", "--text_field", default="text", help="field that holds the text (text)")
-    parser.add_argument("--label-field", "--label_field", default="label", help="field of labels, if any (label)")
-    parser.add_argument("--id-field", "--id_field", default="id", help="field of the id (id); else its number is used")
-    parser.add_argument("--group-field", "--group_field", default="", help="field that holds the group; none without")
-
-
 def _add_encoder(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--encoder", help="where the encoder lies now, if not as it was named when building")
-
-
-def _documents(known: argparse.Namespace) -> Iterator[Document]:
-    from peft_rag.retrieval.streaming import stream_documents
-
-    return stream_documents(
-        known.corpus,
-        text_field=known.text_field,
-        label_field=known.label_field,
-        id_field=known.id_field,
-        group_field=known.group_field,
-    )
 
 
 def _lines(name: str) -> list[str]:

@@ -49,7 +49,11 @@ def add_to(subcommands: Any) -> None:
     parser.add_argument(
         "--relevant-field", "--relevant_field", help="field of a query with the ids of its relevant documents"
     )
-    parser.add_argument("--retriever", default="hnsw", help="retriever by name (hnsw); see peft-rag retrievers")
+    parser.add_argument(
+        "--retriever",
+        default="",
+        help="retriever by name (the corpus's own index or else hnsw); see peft-rag retrievers",
+    )
     parser.add_argument("--k", type=int, default=10, help="documents for each query (10)")
     parser.add_argument("--recall", type=float, help="find also the smallest ef by which the graph reaches this recall")
     parser.set_defaults(run=_evaluate)
@@ -84,14 +88,15 @@ def _parser(subcommands: Any, name: str, line: str, teach: str) -> argparse.Argu
 def _evaluate(known: argparse.Namespace, rest: Sequence[str]) -> None:
     from peft_rag.cli.progress import hold_back_chatter, say
     from peft_rag.files import write_json
-    from peft_rag.knowledge import make_retriever
+    from peft_rag.knowledge import make_retriever, retriever_for
     from peft_rag.retrieval.neighbours import forbidden_positions
 
     options = _retriever_options(known, rest)
     hold_back_chatter()
     corpus, records, queries = _read(known)
     judgements = _judgements(known, records, queries)
-    retriever = make_retriever(known.retriever, known.encoder, options)
+    known.retriever = known.retriever or retriever_for(known.corpus)
+    retriever = make_retriever(known.retriever, known.encoder, options, known.corpus)
     _check_recall(known, retriever)
     retriever.index(corpus, progress="corpus")
     exclude = None
@@ -166,17 +171,19 @@ def _against_exact(
 def _overlap(known: argparse.Namespace, rest: Sequence[str]) -> None:
     from peft_rag.cli.progress import hold_back_chatter, say
     from peft_rag.files import write_json
-    from peft_rag.retrieval.cache import cache_folder
-    from peft_rag.retrieval.encoder import SentenceEncoder
+    from peft_rag.knowledge import STORE, make_retriever
     from peft_rag.retrieval.overlap import EXACT, NEAR, find_overlap
+    from peft_rag.retrieval.stored import is_index
 
     refuse(rest, [*known.flags, "--threshold", "--exact-only", "--show"])
     hold_back_chatter()
     corpus, _, queries = _read(known)
-    encoder = None if known.exact_only else SentenceEncoder(known.encoder, cache=cache_folder())
-    report = find_overlap(
-        queries, corpus, encoder, threshold=known.threshold, same_data=known.same_data, progress="overlap"
-    )
+    retriever = None
+    if not known.exact_only:
+        retriever = make_retriever(STORE if is_index(known.corpus) else "exact", known.encoder, source=known.corpus)
+        if not retriever.cosine:
+            retriever = make_retriever("exact", known.encoder)
+    report = find_overlap(queries, corpus, retriever, threshold=known.threshold, same_data=known.same_data)
     exact, near = report.mask(EXACT), report.mask(NEAR)
     counts = {"exact": int(exact.sum()), "near only": int((near & ~exact).sum()), "clean": int((~exact & ~near).sum())}
     say(f"{len(queries):,} queries against {len(corpus):,} documents")

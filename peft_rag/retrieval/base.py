@@ -96,6 +96,11 @@ class Retriever(ABC):
     name: ClassVar[str]
     corpus_fingerprint: str = ""
 
+    @property
+    def cosine(self) -> bool:
+        """Whether scores are cosines of sentence vectors, so that one threshold means the same anywhere."""
+        return False
+
     @abstractmethod
     def index(self, corpus: Corpus, progress: str | None = None) -> None:
         """Make a corpus searchable, in place of any indexed before."""
@@ -147,6 +152,10 @@ class Retriever(ABC):
 
     def encoder_fingerprint(self) -> str:
         """Return the fingerprint of the encoder; empty for a retriever that has none."""
+        return ""
+
+    def index_state(self) -> str:
+        """Return what tells this index from others of the same corpus and settings; empty where those decide all."""
         return ""
 
     def fingerprint_for(self, corpus_fingerprint: str) -> str:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     Chunker: TypeAlias = Callable[[Document], list[Document]]
 
 DOCUMENT, START, END = "document", "start", "end"
+CHUNK_NUMBER = "#[0-9]+$"
+"""What a chunk's id adds to its document's, as a regular expression."""
 
 # A sentence ends after its closing marks where white space follows, after a full stop of scripts that use no spaces, or
 # at an empty line. Abbreviations are not known: "Dr. Who" is cut, which costs a chunk nothing but an odd border.
@@ -65,9 +67,7 @@ def chunk_by_sentences(document: Document, tokenizer: Any, size: int = 128, over
     Raises:
         ConfigError: ``size`` is below 1, ``overlap`` below 0, or the tokenizer is not fast.
     """
-    _check_sizes(size, 0)
-    if overlap < 0:
-        raise ConfigError(f"chunks cannot share {overlap} sentences. Give overlap a number of at least 0.")
+    _check_sentences(size, overlap)
     tokens = _token_spans(document.text, tokenizer)
     pieces: list[tuple[Span, int]] = []
     for sentence in sentence_spans(document.text):
@@ -77,6 +77,51 @@ def chunk_by_sentences(document: Document, tokenizer: Any, size: int = 128, over
         else:
             pieces += [(window, size) for window in _windows(inside, size, 0)]
     return _chunks(document, list(_packed(pieces, size, overlap)))
+
+
+def chunker(
+    kind: str, tokenizer: Any, window: int, chunk_size: int | None = None, chunk_overlap: int | None = None
+) -> Chunker:
+    """Return what cuts documents for an encoder, after checking that the chunks make sense for it.
+
+    Args:
+        kind: ``tokens`` or ``sentences``.
+        tokenizer: the encoder's fast tokenizer.
+        window: tokens that the encoder reads, special ones counted.
+        chunk_size: tokens of a chunk at most; 128, or what the encoder reads if that is less, if None.
+        chunk_overlap: tokens that two chunks share, or sentences; a quarter of the size, or 1, if None.
+
+    Raises:
+        ConfigError: the kind is unknown, a number is out of range, or a chunk is more than the encoder reads.
+    """
+    if kind not in ("tokens", "sentences"):
+        raise ConfigError(f"documents are cut by tokens or by sentences, not by {kind!r}.")
+    longest = window - tokenizer.num_special_tokens_to_add()
+    size = min(128, longest) if chunk_size is None else chunk_size
+    if size > longest:
+        raise ConfigError(
+            f"chunks of {size} tokens are more than the {longest} that the encoder reads. Cut smaller ones."
+        )
+    if kind == "tokens":
+        overlap = size // 4 if chunk_overlap is None else chunk_overlap
+        _check_sizes(size, overlap)
+        return lambda document: chunk_by_tokens(document, tokenizer, size, overlap)
+    shared = 1 if chunk_overlap is None else chunk_overlap
+    _check_sentences(size, shared)
+    return lambda document: chunk_by_sentences(document, tokenizer, size, shared)
+
+
+def cut_from(document: Document) -> str:
+    """Return the id of the document that a chunk was cut from; of a document that is no chunk, its own.
+
+    >>> cut_from(Document("a#2", "text", metadata={"document": "a", "start": 5, "end": 9}))
+    'a'
+    >>> cut_from(Document("a#2", "text", metadata={"document": "b"}))
+    'a#2'
+    """
+    whole = re.sub(CHUNK_NUMBER, "", document.id)
+    known = {DOCUMENT, START, END} <= document.metadata.keys()
+    return whole if known and document.metadata[DOCUMENT] == whole else document.id
 
 
 def chunk_corpus(corpus: Corpus, chunk: Chunker) -> Corpus:
@@ -110,34 +155,30 @@ def within_document(chunks: Sequence[Document], query: str, encoder: Encoder, m:
     check_k(m)
     if not chunks:
         return []
-    return [chunks[position] for position in sorted(_ranked(chunks, query, encoder, m))]
+    vectors = encoder.encode([chunk.text for chunk in chunks])
+    best = exact_search(encoder.encode([query]), vectors, min(m, len(chunks)))
+    return [chunks[position] for position in sorted(position for position, _ in best.row(0))]
 
 
 def condense(
-    text: str, query: str, encoder: Encoder, tokenizer: Any, *, window: int = 256, size: int = 64, gap: str = " … "
+    text: str, chunks: Sequence[Document], scores: Sequence[float], tokenizer: Any, *, window: int, gap: str = " … "
 ) -> str:
-    """Shorten a text to the chunks that a query asks for, so that a model reads what matters of a text of any length.
+    """Shorten a text to its best chunks, in their order, so that a model reads what matters of a text of any length.
 
     Args:
-        text: the text; returned as it is where it fits.
-        query: what is looked for.
-        encoder: what compares chunks and query.
+        text: the text.
+        chunks: its chunks.
+        scores: of the chunks; higher is better, equal ones by place.
         tokenizer: the fast tokenizer of the model that will read the text.
-        window: tokens the result may have, special ones not counted.
-        size: tokens of a chunk at most.
+        window: tokens the result may have, special ones not counted; only a best chunk that is longer exceeds it.
         gap: what stands where something was left out.
 
     Raises:
-        ConfigError: ``size`` is below 1 or above half of ``window``, or the tokenizer is not fast.
+        ConfigError: the tokenizer is not fast.
     """
-    if size > window // 2:
-        raise ConfigError(f"chunks of {size} tokens leave no choice in a window of {window}. Give at most half of it.")
-    if len(_token_spans(text, tokenizer)) <= window:
-        return text
-    chunks = chunk_by_sentences(Document("text", text), tokenizer, size, overlap=0)
     kept: list[int] = []
     short = ""
-    for position in _ranked(chunks, query, encoder, len(chunks)):
+    for position in sorted(range(len(chunks)), key=lambda place: (-scores[place], place)):
         kept = sorted([*kept, position])
         longer = _joined([chunks[place] for place in kept], text, gap)
         if short and len(_token_spans(longer, tokenizer)) > window:
@@ -162,12 +203,6 @@ def _tight(text: str, start: int, end: int) -> Span:
     """Return a span without the white space at its ends."""
     piece = text[start:end]
     return start + len(piece) - len(piece.lstrip()), start + len(piece.rstrip())
-
-
-def _ranked(chunks: Sequence[Document], query: str, encoder: Encoder, m: int) -> list[int]:
-    vectors = encoder.encode([chunk.text for chunk in chunks])
-    best = exact_search(encoder.encode([query]), vectors, min(m, len(chunks)))
-    return [position for position, _ in best.row(0)]
 
 
 def _joined(chunks: Sequence[Document], text: str, gap: str) -> str:
@@ -242,3 +277,9 @@ def _check_sizes(size: int, overlap: int) -> None:
         raise ConfigError(f"a chunk must hold at least 1 token, not {size}.")
     if not 0 <= overlap < size:
         raise ConfigError(f"chunks of {size} tokens can share 0 to {size - 1} tokens, not {overlap}.")
+
+
+def _check_sentences(size: int, overlap: int) -> None:
+    _check_sizes(size, 0)
+    if overlap < 0:
+        raise ConfigError(f"chunks cannot share {overlap} sentences. Give overlap a number of at least 0.")

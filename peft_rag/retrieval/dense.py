@@ -34,6 +34,10 @@ class DenseRetriever(Retriever):
         self._vectors: NDArray[np.float32] | None = None
 
     @property
+    def cosine(self) -> bool:
+        return True
+
+    @property
     def vectors(self) -> NDArray[np.float32]:
         """The corpus's vectors, ``(N, D)``, in the order of positions.
 

@@ -76,6 +76,9 @@ class HybridRetriever(Retriever):
     def encoder_fingerprint(self) -> str:
         return next(filter(None, (part.encoder_fingerprint() for part in self.parts.values())), "")
 
+    def index_state(self) -> str:
+        return "".join(part.index_state() for part in self.parts.values())
+
     def index(self, corpus: Corpus, progress: str | None = None) -> None:
         for place, part in self.parts.items():
             part.index(corpus, f"{progress}, {self._names[place]}" if progress else None)

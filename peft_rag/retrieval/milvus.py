@@ -56,6 +56,10 @@ class MilvusRetriever(Retriever):
         self._client: Any = None
         self._collection, self._documents = "", 0
 
+    @property
+    def cosine(self) -> bool:
+        return True
+
     def settings(self) -> dict[str, Any]:
         return {"index_type": self.index_type}
 

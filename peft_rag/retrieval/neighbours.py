@@ -13,6 +13,7 @@ from peft_rag.errors import RetrievalError
 from peft_rag.files import sha256_of_json
 from peft_rag.retrieval.base import Neighbours, Retriever
 from peft_rag.retrieval.cache import cached_arrays
+from peft_rag.retrieval.leaks import only_below, similar_positions
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -45,6 +46,7 @@ def precompute_neighbours(
     name: str,
     same_data: bool = False,
     exclude_duplicates: bool | None = None,
+    leak_threshold: float = 0.0,
 ) -> Neighbours:
     """Find the neighbours of every query, or read them if they were found before.
 
@@ -63,6 +65,7 @@ def precompute_neighbours(
             own id.
         exclude_duplicates: whether a query is forbidden every document of the same normalised text; None
             means ``same_data``.
+        leak_threshold: if above 0, a query is forbidden every document of at least that score.
 
     Returns:
         Positions and scores ``(Q, k)``, memory-mapped and read-only.
@@ -78,17 +81,24 @@ def precompute_neighbours(
         "groups": sha256_of_json([document.group for document in corpus]),
         "queries": sha256_of_json([[query.id, query.text, query.group] for query in queries]),
         "retriever": retriever.fingerprint_for(corpus.fingerprint),
+        "index": retriever.index_state(),
         "k": k,
         "same_data": same_data,
         "exclude_duplicates": duplicates,
+        "leak_threshold": leak_threshold,
     }
 
     def compute() -> dict[str, NDArray[Any]]:
         exclude = forbidden_positions(corpus, queries, same_data=same_data, exclude_duplicates=duplicates)
+        texts = [query.text for query in queries]
+        if leak_threshold:
+            similar = similar_positions(retriever, corpus, texts, leak_threshold, cache_folder=cache_folder, name=name)
+            exclude = [mine | alike for mine, alike in zip(exclude, similar, strict=True)]
         if retriever.corpus_fingerprint != corpus.fingerprint:
             retriever.index(corpus, progress="corpus")
-        texts = [query.text for query in queries]
         found = retriever.search(texts, k, exclude, progress=f"neighbours of {name}")
+        if leak_threshold:
+            found = only_below(found, leak_threshold)
         return {"positions": found.positions, "scores": found.scores}
 
     folder = cache_folder / "neighbours" / sha256_of_json(about).removeprefix("sha256:")

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from peft_rag.corpus import Corpus, text_key
-from peft_rag.errors import ConfigError, ShapeError
-from peft_rag.retrieval.base import Encoder
-from peft_rag.retrieval.neighbours import Query
-from peft_rag.retrieval.vectors import exact_search
+from peft_rag.errors import ConfigError
+from peft_rag.retrieval.base import Retriever
+from peft_rag.retrieval.cache import cache_folder as default_folder
+from peft_rag.retrieval.neighbours import Query, precompute_neighbours
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,24 +71,25 @@ class OverlapReport:
 def find_overlap(
     queries: Sequence[Query],
     corpus: Corpus,
-    encoder: Encoder | None = None,
+    retriever: Retriever | None = None,
     *,
+    cache_folder: Path | None = None,
     threshold: float = 0.95,
     same_data: bool = False,
-    progress: str | None = None,
 ) -> OverlapReport:
     """Find queries that the corpus holds.
 
-    Exact duplicates share `peft_rag.corpus.text_key`; all of them are listed. Near duplicates have a cosine of at least
-    ``threshold`` under the encoder; of each query's, the nearest 10 are listed besides the exact ones.
+    Exact duplicates share `peft_rag.corpus.text_key`; all of them are listed. Near duplicates score at least the
+    threshold by the retriever; of each query's, the nearest 10 are listed besides the exact ones. They are kept on
+    disk, as the neighbours of a run are, and so is what the retriever's encoder gives.
 
     Args:
         queries: the Q queries.
         corpus: the documents.
-        encoder: compares texts that are not the same; without it only exact duplicates are looked for.
-        threshold: the least cosine of near duplicates, in (0, 1].
+        retriever: compares texts that are not the same, by cosine; without it only exact duplicates are looked for.
+        cache_folder: where neighbours are kept; the folder of `peft_rag.retrieval.cache.cache_folder` if None.
+        threshold: the least score of near duplicates, in (0, 1].
         same_data: whether the queries are documents of the corpus; a document of a query's own id is then none.
-        progress: the title of a progress bar; none without.
 
     Raises:
         ConfigError: ``threshold`` is out of range.
@@ -96,47 +98,21 @@ def find_overlap(
         raise ConfigError(f"the threshold of near duplicates must be in (0, 1], but is {threshold!r}.")
     exact = _exact(queries, corpus, same_data)
     found = {row: [Overlap(row, position, EXACT, 1.0) for position in exact[row]] for row in range(len(queries))}
-    if encoder is not None and len(queries):
-        own = {document.id: position for position, document in enumerate(corpus)} if same_data else {}
-        exclude = [{*exact[row], own.get(query.id, -1)} - {-1} for row, query in enumerate(queries)]
-        titles = [f"{progress}, {part}" if progress else None for part in ("corpus", "queries")]
-        vectors = encoder.encode(corpus.texts, titles[0])
-        near = exact_search(encoder.encode([query.text for query in queries], titles[1]), vectors, _MOST_NEAR, exclude)
+    if retriever is not None and len(queries):
+        near = precompute_neighbours(
+            retriever,
+            corpus,
+            [replace(query, group="") for query in queries],
+            min(_MOST_NEAR, len(corpus)),
+            cache_folder=cache_folder or default_folder(),
+            name="overlap",
+            same_data=same_data,
+            exclude_duplicates=True,
+        )
         for row in range(len(queries)):
             found[row] += [Overlap(row, at, NEAR, score) for at, score in near.row(row) if score >= threshold]
     pairs = tuple(pair for row in range(len(queries)) for pair in found[row])
-    return OverlapReport(len(queries), len(corpus), None if encoder is None else threshold, pairs)
-
-
-def split_scores(
-    score: Callable[[NDArray[Any], NDArray[Any]], float],
-    predictions: NDArray[Any],
-    references: NDArray[Any],
-    overlapping: NDArray[np.bool_],
-) -> dict[str, float | None]:
-    """Take a score on all examples, on those that overlap the corpus, and on those that do not.
-
-    Args:
-        score: a score of predictions and references, e.g. `peft_rag.evaluation.scores.accuracy`.
-        predictions: one a query, ``(Q, …)``.
-        references: one a query, ``(Q, …)``.
-        overlapping: what `OverlapReport.mask` gave, ``(Q,)``.
-
-    Returns:
-        The scores ``all``, ``overlapping`` and ``clean``; None where there is no example.
-
-    Raises:
-        ShapeError: they are not as many.
-    """
-    if not len(predictions) == len(references) == len(overlapping):
-        raise ShapeError(
-            f"predictions, references and mask must be as many, but are {len(predictions)}, {len(references)} "
-            f"and {len(overlapping)}."
-        )
-    parts = {"all": overlapping | ~overlapping, "overlapping": overlapping, "clean": ~overlapping}
-    return {
-        name: float(score(predictions[part], references[part])) if part.any() else None for name, part in parts.items()
-    }
+    return OverlapReport(len(queries), len(corpus), None if retriever is None else threshold, pairs)
 
 
 def _exact(queries: Sequence[Query], corpus: Corpus, same_data: bool) -> list[list[int]]:

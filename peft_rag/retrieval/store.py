@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from peft_rag.corpus import Document
 from peft_rag.errors import CorpusError, RetrievalError, ShapeError
 from peft_rag.retrieval.base import Encoder
+from peft_rag.retrieval.chunks import cut_from
 from peft_rag.retrieval.manifest import (
     MANIFEST,
     Manifest,
@@ -19,6 +20,7 @@ from peft_rag.retrieval.manifest import (
     read_manifest,
     remove_unreferenced,
 )
+from peft_rag.retrieval.pieces import stored_pieces
 from peft_rag.retrieval.shards import Shards, corpus_fingerprint, write_shard
 from peft_rag.retrieval.snapshot import Snapshot, excluded_rows
 from peft_rag.retrieval.writing import (
@@ -229,7 +231,8 @@ class IndexStore:
 
         Args:
             documents: the documents, read and encoded a shard at a time.
-            replace: whether a document takes the place of the one with its id; otherwise that is an error.
+            replace: whether a document, or the chunks of one, take the place of the one with its id and of all that
+                was cut from it; otherwise that is an error.
             progress: the title of a progress bar; none without.
 
         Raises:
@@ -242,22 +245,14 @@ class IndexStore:
         with writing(self.folder, "add"):
             present = self._newest()
             old, settings = present.manifest, present.manifest.settings
-            replaced: list[int] = []
-
-            def check(ids: Sequence[str]) -> None:
-                taken = present.shards.find(ids, present.deleted)
-                if taken and not replace:
-                    raise CorpusError(
-                        f"id '{min(taken)}' is in the index '{self.folder}' already. "
-                        "Update documents with --replace, or give the new ones other ids."
-                    )
-                replaced.extend(taken.values())
-
-            shards = write_shards(self.folder, old.generation + 1, documents, encoder, settings, progress, check=check)
+            adding = _Adding(documents, present, None if replace else self.folder)
+            shards = write_shards(
+                self.folder, old.generation + 1, adding, encoder, settings, progress, check=adding.check
+            )
             added = sum(shard.rows for shard in shards)
             if added:
                 deleted = np.concatenate([present.deleted, none_deleted(added)])
-                deleted[replaced] = True
+                deleted[adding.replaced] = True
                 self.snapshot = commit(self.folder, old, [*old.shards, *shards], deleted, progress)
         return added
 
@@ -266,17 +261,21 @@ class IndexStore:
         return self.add(documents, replace=True, progress=progress)
 
     def delete(self, ids: Sequence[str]) -> int:
-        """Delete documents by id and return how many; all of them or, if anything fails, none.
+        """Delete documents by id and return in how many pieces they were stored; all or, if anything fails, none.
+
+        The id of a document that was cut into chunks deletes all of them, a chunk's own id that chunk.
 
         Raises:
             RetrievalError: an id is not in the index, another process writes it, or the disk is full.
         """
         with writing(self.folder, "delete"):
             self.snapshot = self._newest()
-            rows = self._rows_of(ids)
+            pieces = stored_pieces(self.snapshot.shards, self.snapshot.deleted, ids)
+            self._refuse_missing(ids, pieces)
+            rows = sorted({row for name in ids for row in pieces[name]})
             if rows:
                 deleted = self.snapshot.deleted.copy()
-                deleted[list(rows.values())] = True
+                deleted[rows] = True
                 manifest = self.snapshot.manifest
                 self.snapshot = commit(self.folder, manifest, manifest.shards, deleted, None)
         return len(rows)
@@ -347,11 +346,48 @@ class IndexStore:
 
     def _rows_of(self, ids: Sequence[str]) -> dict[str, int]:
         rows = self.snapshot.shards.find(ids, self.snapshot.deleted)
-        missing = [name for name in ids if name not in rows]
+        self._refuse_missing(ids, rows)
+        return rows
+
+    def _refuse_missing(self, ids: Sequence[str], found: Collection[str]) -> None:
+        missing = [name for name in ids if name not in found]
         if missing:
             more = f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""
             raise RetrievalError(
                 f"no document '{missing[0]}'{more} in the index '{self.folder}' ({len(self):,} documents). "
                 "Nothing was changed. Check the ids."
             )
-        return rows
+
+
+class _Adding:
+    """Documents on their way into an index, each checked against what is stored of it, whole or in chunks.
+
+    Attributes:
+        replaced: the rows whose place they take.
+    """
+
+    def __init__(self, documents: Iterable[Document], present: Snapshot, guarded: Path | None) -> None:
+        """Take the documents, what the index holds, and its folder if nothing may be replaced."""
+        self.replaced: list[int] = []
+        self._documents, self._present, self._guarded = documents, present, guarded
+        self._names: set[str] = set()
+
+    def __iter__(self) -> Iterator[Document]:
+        for document in self._documents:
+            self._names.update((document.id, cut_from(document)))
+            yield document
+
+    def check(self, ids: Sequence[str]) -> None:
+        """Look up the documents read since the last call.
+
+        Raises:
+            CorpusError: one is stored already and nothing may be replaced.
+        """
+        taken = stored_pieces(self._present.shards, self._present.deleted, self._names)
+        self._names.clear()
+        if taken and self._guarded:
+            raise CorpusError(
+                f"id '{min(taken)}' is in the index '{self._guarded}' already. "
+                "Update documents with --replace, or give the new ones other ids."
+            )
+        self.replaced += [row for rows in taken.values() for row in rows]

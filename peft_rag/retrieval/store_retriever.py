@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_rag.corpus import Corpus
-from peft_rag.errors import RetrievalError
+from peft_rag.errors import ConfigError, RetrievalError
 from peft_rag.files import new_folder
 from peft_rag.retrieval.base import NO_POSITION, Encoder, Neighbours, Retriever
-from peft_rag.retrieval.manifest import write_manifest
+from peft_rag.retrieval.manifest import read_manifest, write_manifest
 from peft_rag.retrieval.store import IndexStore
 from peft_rag.retrieval.vectors import check_exclude, check_k
 
@@ -22,42 +22,47 @@ if TYPE_CHECKING:
 
 
 class StoreRetriever(Retriever):
-    """Searches an index folder; positions are places among its documents in the order they were added.
+    """An index folder of ``peft-rag index build``: its own vectors and graph are searched, nothing is encoded again.
 
-    The folder is changed through `IndexStore` alone: this reads what it held when it was opened.
+    Positions are places among its documents in the order they were added. The folder is changed through `IndexStore`
+    alone: this reads what it held when it was opened.
     """
 
     name = "store"
 
-    def __init__(self, store: IndexStore) -> None:
-        """Take an opened index.
+    def __init__(self, encoder: Encoder | None = None, *, folder: str = "") -> None:
+        """Open an index.
 
         Args:
-            store: the index.
-        """
-        self.store = store
-        self.encoder = store.encoder
-        self._snapshot = store.snapshot
-        self._rows: NDArray[np.int64] = store.snapshot.rows
-        self.corpus_fingerprint = store.fingerprint
-
-    @classmethod
-    def load(cls, folder: Path, encoder: Encoder | None = None) -> StoreRetriever:
-        """Open an index folder.
-
-        Args:
-            folder: the index.
             encoder: the encoder it was built with; loaded by its recorded name if None.
+            folder: the index; left out, the corpus, where that is an index.
 
         Raises:
+            ConfigError: no folder is named.
             RetrievalError: the folder holds no index, or a damaged one.
             FingerprintError: the encoder is not the one it was built with.
         """
-        return cls(IndexStore.open(folder, encoder))
+        if not folder:
+            raise ConfigError(
+                "retriever 'store' searches an index, but none is named. Give one that peft-rag index build made as "
+                "--corpus or --retriever.folder."
+            )
+        if encoder is not None:
+            encoder = _cutting_alike(encoder, read_manifest(Path(folder)).encoder["max_length"])
+        self.store = IndexStore.open(folder, encoder)
+        self.encoder = self.store.encoder
+        self._snapshot = self.store.snapshot
+        self._rows: NDArray[np.int64] = self._snapshot.rows
+        self.corpus_fingerprint = self.store.fingerprint
 
-    def corpus(self) -> Corpus:
-        """Return the documents in the order of positions, all in memory."""
-        return Corpus(self._snapshot.documents(), self.store.folder.name)
+    @classmethod
+    def load(cls, folder: Path, encoder: Encoder | None = None) -> StoreRetriever:
+        """Open an index folder, as the constructor does."""
+        return cls(encoder, folder=str(folder))
+
+    @property
+    def cosine(self) -> bool:
+        return self._snapshot.manifest.settings.metric != "l2"
 
     def index(self, corpus: Corpus, progress: str | None = None) -> None:
         """Accept the corpus the folder was built from, and no other.
@@ -97,9 +102,12 @@ class StoreRetriever(Retriever):
         return Neighbours(positions.astype(np.int64), found.scores)
 
     def settings(self) -> dict[str, Any]:
+        return asdict(self._snapshot.manifest.settings)
+
+    def index_state(self) -> str:
+        """Return the hash of the graph, which depends on the order of additions and deletions."""
         manifest = self._snapshot.manifest
-        graph = manifest.graph and manifest.files[manifest.graph.file]["sha256"]
-        return {**asdict(manifest.settings), "graph": graph}
+        return str(manifest.files[manifest.graph.file]["sha256"]) if manifest.graph else ""
 
     def encoder_fingerprint(self) -> str:
         return self.encoder.fingerprint
@@ -121,3 +129,18 @@ class StoreRetriever(Retriever):
                     f"the index '{self.store.folder}' has been changed since it was opened. Open it again to copy it."
                 ) from None
             write_manifest(working, manifest)
+
+
+def _cutting_alike(encoder: Encoder, max_length: int | None) -> Encoder:
+    """Return a sentence encoder that cuts texts where the index's did, unless it was told where to cut them."""
+    from peft_rag.retrieval.encoder import SentenceEncoder
+
+    if max_length is None or not isinstance(encoder, SentenceEncoder) or encoder.max_length is not None:
+        return encoder
+    return SentenceEncoder(
+        encoder.name,
+        device=encoder.device,
+        batch_size=encoder.batch_size,
+        max_length=max_length,
+        cache=encoder.cache,
+    )

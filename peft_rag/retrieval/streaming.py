@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from peft_rag.corpus import Document, read_document
 from peft_rag.records import iter_records
+from peft_rag.retrieval.stored import is_index, stored_documents
 
 if TYPE_CHECKING:
     from peft_rag.records import Source
@@ -32,6 +33,10 @@ def stream_documents(
     Raises:
         CorpusError: a record has no text, or an unusable label or id; the message names file, line and field.
         DataError: the source cannot be read.
+        RetrievalError: it is an index that is unfinished or damaged.
     """
+    if is_index(source):
+        yield from stored_documents(source)
+        return
     for number, record in enumerate(iter_records(source), start=1):
         yield read_document(record, number, text_field, label_field, id_field, group_field)

@@ -38,7 +38,7 @@ def test_an_index_lives_through_every_command(
     assert "document/s" in err
 
     status, out, _ = index("add", folder, "--corpus", toy_data["test"])
-    assert (status, out.splitlines()) == (0, [f"added: 30 documents, 0 of them in place of others; 90 in {folder}"])
+    assert (status, out.splitlines()) == (0, [f"added: 30 documents, in place of 0; 90 in {folder}"])
 
     gone = tmp_path / "gone.txt"
     gone.write_text("3-1\n\n3-2\n")
@@ -50,7 +50,7 @@ def test_an_index_lives_through_every_command(
     status, _, err = index("add", folder, "--corpus", update)
     assert status == 2
     assert err.splitlines()[-1].startswith("CorpusError: id '3-3' is in the index")
-    assert "1 of them in place" in index("add", folder, "--corpus", update, "--replace")[1]
+    assert "added: 1 documents, in place of 1; " in index("add", folder, "--corpus", update, "--replace")[1]
 
     status, out, _ = index("search", folder, "apple pear plum", "--k", 2, "--label", "new")
     hits = [json.loads(line) for line in out.splitlines()]
@@ -79,6 +79,10 @@ def test_an_index_lives_through_every_command(
             "ConfigError: metric must be one of cosine, ip, l2",
         ),
         (("build", "kb", "--corpus", "x.jsonl", "--shards", "3"), "ConfigError: unknown option '--shards'."),
+        (
+            ("build", "kb", "--corpus", "x", "--chunk-size", "9"),
+            "ConfigError: --chunk-size says how to cut, but not where.",
+        ),
     ],
 )
 def test_mistakes_are_one_line_with_status_2(index: Run, words: tuple[str, ...], message: str) -> None:
@@ -95,3 +99,63 @@ def test_help_teaches_every_subcommand(index: Run, capsys: pytest.CaptureFixture
             index(name, "--help")
         assert exit_status.value.code == 0
         assert f"  peft-rag index {name} " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--chunk", "pages"), "documents are cut by tokens or by sentences, not by 'pages'"),
+        (("--chunk", "tokens", "--chunk-size", 0), "a chunk must hold at least 1 token, not 0"),
+        (("--chunk", "tokens", "--chunk-size", 63), "chunks of 63 tokens are more than the 62 that the encoder reads"),
+        (("--chunk", "tokens", "--chunk-size", 8, "--chunk-overlap", 8), "can share 0 to 7 tokens, not 8"),
+        (("--chunk", "sentences", "--chunk-overlap", -1), "chunks cannot share -1 sentences"),
+    ],
+)
+def test_chunks_that_make_no_sense_are_refused_before_anything_is_written(
+    index: Run, tiny_bert: str, tmp_path: Path, flags: tuple[object, ...], message: str
+) -> None:
+    corpus = write_jsonl(tmp_path / "corpus.jsonl", [{"text": "apple pear"}])
+    status, out, err = index("build", tmp_path / "kb", "--corpus", corpus, "--encoder", tiny_bert, *flags)
+    assert (status, out) == (2, "")
+    assert err.startswith("ConfigError: ")
+    assert message in err
+    assert not (tmp_path / "kb").exists()
+
+
+def test_chunks_are_found_replaced_and_deleted_with_their_document(index: Run, tiny_bert: str, tmp_path: Path) -> None:
+    def stored() -> list[str]:
+        from peft_rag.retrieval.store import IndexStore
+
+        return [document.id for document in IndexStore.open(tmp_path / "kb").documents()]
+
+    def chunk(name: str, *records: dict[str, str]) -> tuple[object, ...]:
+        corpus = write_jsonl(tmp_path / f"{name}.jsonl", records)
+        return tmp_path / "kb", "--corpus", corpus, "--chunk", "tokens", "--chunk-size", 4, "--chunk-overlap", 1
+
+    fruit, metal = "apple pear plum grape peach apple pear", "iron zinc tin nickel silver iron zinc tin nickel silver"
+    first = chunk("first", {"id": "a", "text": fruit}, {"id": "b#1", "text": metal}, {"id": "c", "text": "nile"})
+    assert index("build", *first, "--encoder", tiny_bert)[:2] == (0, f"built: 6 chunks in {tmp_path / 'kb'}\n")
+    assert stored() == ["a#1", "a#2", "b#1#1", "b#1#2", "b#1#3", "c#1"]
+
+    hit = json.loads(index("search", tmp_path / "kb", "iron zinc tin nickel", "--k", 1)[1])
+    assert (hit["id"], hit["metadata"]["document"], hit["metadata"]["end"]) == ("b#1#1", "b#1", 20)
+
+    shorter = chunk("shorter", {"id": "b#1", "text": "iron zinc"}, {"id": "a", "text": f"{fruit} {fruit}"})
+    status, _, err = index("add", *shorter)
+    assert status == 2
+    assert "id 'a' is in the index" in err
+    assert index("add", *shorter, "--replace")[1].startswith("added: 6 chunks, in place of 5; 7 in ")
+    assert stored() == ["c#1", "b#1#1", "a#1", "a#2", "a#3", "a#4", "a#5"]
+
+    whole = write_jsonl(tmp_path / "whole.jsonl", [{"id": "a", "text": fruit}])
+    assert index("delete", tmp_path / "kb", "a#2")[1].startswith("deleted: 1 documents; 6 left")
+    assert "id 'a' is in the index" in index("add", tmp_path / "kb", "--corpus", whole)[2]
+    assert index("delete", tmp_path / "kb", "a", "c")[1].startswith("deleted: 2 documents in 5 pieces; 1 left")
+    assert stored() == ["b#1#1"]
+    assert "no document 'b' in the index" in index("delete", tmp_path / "kb", "b")[2]
+    assert index("add", tmp_path / "kb", "--corpus", whole)[0] == 0
+    assert index("add", *chunk("again", {"id": "a", "text": fruit}), "--replace")[1].startswith(
+        "added: 2 chunks, in pl"
+    )
+    assert stored() == ["b#1#1", "a#1", "a#2"]
+    assert index("verify", tmp_path / "kb")[0] == 0

@@ -1,11 +1,10 @@
-import numpy as np
 import pytest
 
 from peft_rag.corpus import Corpus, Document
-from peft_rag.errors import ConfigError, ShapeError
-from peft_rag.evaluation.scores import accuracy
+from peft_rag.errors import ConfigError
+from peft_rag.retrieval.exact import ExactRetriever
 from peft_rag.retrieval.neighbours import Query
-from peft_rag.retrieval.overlap import EXACT, NEAR, find_overlap, split_scores
+from peft_rag.retrieval.overlap import EXACT, NEAR, find_overlap
 
 TEXTS = ["Red cat runs", "red  CAT runs", "green dog sleeps by the blue door", "a bird", "nothing alike"]
 
@@ -21,7 +20,7 @@ def queries(*texts):
 
 def test_exact_duplicates_are_all_listed_and_near_ones_by_similarity(documents, encoder):
     asked = queries("RED CAT RUNS", "green dog sleeps by a blue door", "unknown words")
-    report = find_overlap(asked, documents, encoder, threshold=0.8)
+    report = find_overlap(asked, documents, ExactRetriever(encoder), threshold=0.8)
     assert [(pair.query, pair.position, pair.kind) for pair in report.pairs] == [
         (0, 0, EXACT),
         (0, 1, EXACT),
@@ -40,7 +39,7 @@ def test_overlap_equals_plain_loops(encoder, corpus):
     asked = queries("red cat", "red cat runs", "blue bird eats eats", "dog dog runs")
     found = {
         (pair.query, pair.position): pair.similarity
-        for pair in find_overlap(asked, corpus, encoder, threshold=0.7).pairs
+        for pair in find_overlap(asked, corpus, ExactRetriever(encoder), threshold=0.7).pairs
     }
     left, right = encoder.encode([query.text for query in asked]), encoder.encode(corpus.texts)
     wanted = {}
@@ -60,13 +59,13 @@ def test_without_an_encoder_only_exact_duplicates_are_looked_for(documents):
 
 def test_document_is_no_duplicate_of_itself(documents, encoder):
     asked = [Query(document.id, document.text) for document in documents]
-    report = find_overlap(asked, documents, encoder, threshold=0.99, same_data=True)
+    report = find_overlap(asked, documents, ExactRetriever(encoder), threshold=0.99, same_data=True)
     assert [(pair.query, pair.position, pair.kind) for pair in report.pairs] == [(0, 1, EXACT), (1, 0, EXACT)]
-    assert find_overlap(asked, documents, encoder, threshold=0.99).mask().all()
+    assert find_overlap(asked, documents, ExactRetriever(encoder), threshold=0.99).mask().all()
 
 
 def test_no_queries_overlap_nothing(documents, encoder):
-    report = find_overlap([], documents, encoder)
+    report = find_overlap([], documents, ExactRetriever(encoder))
     assert report.pairs == ()
     assert report.mask().shape == (0,)
 
@@ -77,11 +76,10 @@ def test_threshold_out_of_range_is_refused(documents, threshold):
         find_overlap(queries("x"), documents, threshold=threshold)
 
 
-def test_scores_are_split_by_overlap():
-    predictions, references = np.array([0, 1, 1, 0]), np.array([0, 1, 0, 0])
-    mask = np.array([True, False, False, True])
-    assert split_scores(accuracy, predictions, references, mask) == {"all": 0.75, "overlapping": 1.0, "clean": 0.5}
-    none = np.zeros(4, dtype=bool)
-    assert split_scores(accuracy, predictions, references, none) == {"all": 0.75, "overlapping": None, "clean": 0.75}
-    with pytest.raises(ShapeError, match="must be as many, but are 4, 4 and 3"):
-        split_scores(accuracy, predictions, references, mask[:3])
+def test_group_and_kept_neighbours_hide_no_overlap(documents, encoder):
+    grouped = Corpus([Document(one.id, one.text, group="g") for one in documents])
+    asked = [Query("q", "red cat runs", "g"), Query("r", "green dog sleeps by a blue door", "g")]
+    reports = [find_overlap(asked, grouped, ExactRetriever(encoder), threshold=0.8) for _ in range(2)]
+    assert reports[0] == reports[1]
+    assert reports[0].mask().tolist() == [True, True]
+    assert encoder.encoded == [5, 2]

@@ -366,7 +366,7 @@ def test_known_queries_are_checked_on_every_opening(store, monkeypatch):
 def test_retriever_over_an_index_counts_documents_in_their_order(store, points, tmp_path):
     store.delete(["d0", "d1"])
     retriever = StoreRetriever.load(store.folder, points)
-    corpus = retriever.corpus()
+    corpus = Corpus.read(store.folder)
     retriever.index(corpus)
     found = retriever.search(["7 text", "8 text"], 3, [(5,), ()])
     assert corpus[found.row(1)[0][0]].id == "d8"

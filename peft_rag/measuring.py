@@ -1,0 +1,96 @@
+"""What a run measures on its test split: every arm before and after training, and what overlap with the corpus does."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from peft_rag.fusion.base import Fusion, Memory, Outputs
+    from peft_rag.job import Answers, Prepared, Say
+
+
+def measure_before(prepared: Prepared, say: Say) -> dict[str, Tensor]:
+    """Ask the untrained model (random head on the frozen backbone) and retrieval alone, on the test split.
+
+    Returns:
+        log-probabilities by arm, in nats.
+    """
+    from peft_rag.fusion.none import NoFusion
+
+    model, task = prepared.model, prepared.splits.task
+    with model.disable_adapter():
+        outputs = model.outputs(prepared.test, fusion=NoFusion(), progress="untrained model")
+    answers = {"untrained": outputs.log_probs}
+    if all(document.labels for document in prepared.splits.corpus):
+        answers["retrieval_alone"] = _retrieval_alone(prepared, outputs)
+    targets = task.targets(prepared.test.examples)
+    for arm, given in answers.items():
+        say(f"{arm.replace('_', ' ')}: {task.main_metric} {task.evaluate(given, targets)[task.main_metric]}")
+    return answers
+
+
+def measure_after(prepared: Prepared, checked: Outputs, say: Say) -> dict[str, Tensor]:
+    """Fit the fusion on validation, then ask the trained model without and with retrieval, on the test split.
+
+    Returns:
+        log-probabilities by arm, in nats.
+    """
+    from peft_rag.fusion.none import NoFusion
+
+    model, task = prepared.model, prepared.splits.task
+    memory = model.memory(progress="encoding the corpus")
+    targets = task.targets(prepared.validation.examples)
+    model.fusions[model.adapter] = model.fusion.fit(model.judge(checked), prepared.validation, memory, task, targets)
+    say(f"fusion: {_settings(model.fusion)}")
+    fused = model.outputs(prepared.test, progress="test")
+    alone = fused
+    if model.fusion.reads_neighbours:
+        alone = model.outputs(prepared.test, fusion=NoFusion(), progress="test without retrieval")
+    answers = {"without_retrieval": alone.log_probs}
+    if not isinstance(model.fusion, NoFusion):
+        answers["with_retrieval"] = model.fusion.combine(fused, prepared.test, memory, task)
+    return answers
+
+
+def measure_overlap(prepared: Prepared, answers: Answers) -> dict[str, Any]:
+    """Say which test examples stand in the corpus, and score every arm with and without them.
+
+    Near duplicates are looked for where the run has searched by sentence vectors anyway, so that nothing is encoded
+    for this alone.
+    """
+    from peft_rag.evaluation.overlap import scores_by_overlap
+
+    knowledge = prepared.model.knowledge
+    assert knowledge is not None
+    searched = any(split.neighbours is not None for split in (prepared.train, prepared.validation, prepared.test))
+    report = knowledge.overlap(prepared.test.examples, near=searched)
+    return scores_by_overlap(prepared.splits.task, answers.log_probs, answers.targets, report)
+
+
+def _retrieval_alone(prepared: Prepared, untrained: Outputs) -> Tensor:
+    """Classify the test split by neighbours' labels alone, in the retriever's space, k and T chosen on validation."""
+    import torch
+
+    from peft_rag.fusion.base import Outputs
+    from peft_rag.fusion.knn import KnnFusion
+
+    task = prepared.splits.task
+    targets = task.targets(prepared.validation.examples)
+    nothing = Outputs(torch.zeros(len(targets), *untrained.log_probs.shape[1:]), untrained.features[:0])
+    memory = _targets_of_corpus(prepared)
+    alone = KnnFusion(space="retriever", weight=1.0).fit(nothing, prepared.validation, memory, task, targets)
+    return alone.combine(untrained, prepared.test, memory, task)
+
+
+def _targets_of_corpus(prepared: Prepared) -> Memory:
+    from peft_rag.fusion.base import Memory
+    from peft_rag.model import labelled_examples
+
+    assert prepared.model.knowledge is not None
+    return Memory(prepared.splits.task.targets(labelled_examples(prepared.model.knowledge)))
+
+
+def _settings(fusion: Fusion) -> str:
+    return ", ".join(f"{name} {value}" for name, value in fusion.to_dict().items()) or "none"
