@@ -6,12 +6,11 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from peft_rag.errors import RetrievalError
 from peft_rag.files import new_folder
 from peft_rag.retrieval.base import Encoder, Neighbours, Retriever
 from peft_rag.retrieval.recorded import check_encoder, manifest_of, recorded_encoder
 from peft_rag.retrieval.storage import load_array, save_array, write_manifest
-from peft_rag.retrieval.vectors import check_exclude, check_k, exact_search
+from peft_rag.retrieval.vectors import exact_search
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,10 +27,11 @@ Self = TypeVar("Self", bound="DenseRetriever")
 class DenseRetriever(Retriever):
     """A retriever that compares sentence vectors by cosine."""
 
+    _vectors: NDArray[np.float32]
+
     def __init__(self, encoder: Encoder) -> None:
         """Take what turns texts into vectors."""
         self.encoder = encoder
-        self._vectors: NDArray[np.float32] | None = None
 
     @property
     def cosine(self) -> bool:
@@ -44,7 +44,8 @@ class DenseRetriever(Retriever):
         Raises:
             RetrievalError: nothing has been indexed.
         """
-        return self._require_index()
+        self.require_index()
+        return self._vectors
 
     def index(self, corpus: Corpus, progress: str | None = None) -> None:
         vectors = self.encoder.encode(corpus.texts, progress)
@@ -52,16 +53,9 @@ class DenseRetriever(Retriever):
         self._vectors = vectors
         self.corpus_fingerprint = corpus.fingerprint
 
-    def search(
-        self,
-        texts: Sequence[str],
-        k: int,
-        exclude: Sequence[Collection[int]] | None = None,
-        progress: str | None = None,
+    def find(
+        self, texts: Sequence[str], k: int, exclude: Sequence[Collection[int]] | None, progress: str | None
     ) -> Neighbours:
-        check_k(k)
-        check_exclude(exclude, len(texts))
-        self._require_index()
         return self.search_vectors(self.encoder.encode(texts, progress), k, exclude)
 
     def search_vectors(
@@ -69,11 +63,6 @@ class DenseRetriever(Retriever):
     ) -> Neighbours:
         """Search for vectors ``(Q, D)`` of length 1 that the encoder gave; otherwise as `search`."""
         return exact_search(queries, self.vectors, k, exclude)
-
-    def _require_index(self) -> NDArray[np.float32]:
-        if self._vectors is None:
-            raise RetrievalError(f"the retriever '{self.name}' has no index yet. Call index(corpus) or load(folder).")
-        return self._vectors
 
     def encoder_fingerprint(self) -> str:
         return self.encoder.fingerprint

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from peft_rag.errors import ConfigError, DataError, RetrievalError, ShapeError
 from peft_rag.records import Record
-from peft_rag.retrieval.base import Neighbours
+from peft_rag.retrieval.base import Neighbours, check_k
 from peft_rag.retrieval.hnsw import HnswIndex, HnswRetriever
-from peft_rag.retrieval.vectors import check_k, exact_search
+from peft_rag.retrieval.vectors import exact_search
 from peft_rag.text_files import kind_of
 
 if TYPE_CHECKING:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from peft_rag.corpus import Document
 from peft_rag.errors import RetrievalError, ShapeError
-from peft_rag.retrieval.base import Neighbours
+from peft_rag.retrieval.base import Neighbours, check_exclude, check_k
 from peft_rag.retrieval.graph import StoredGraph
 from peft_rag.retrieval.manifest import Manifest, check_files, damaged, read_manifest
 from peft_rag.retrieval.ranking import Candidates, Exclude, rank_exactly
 from peft_rag.retrieval.shards import Shards
-from peft_rag.retrieval.vectors import check_exclude, check_finite, check_k, normalise
+from peft_rag.retrieval.vectors import check_finite, normalise
 
 if TYPE_CHECKING:
     import numpy as np

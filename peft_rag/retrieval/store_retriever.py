@@ -14,7 +14,6 @@ from peft_rag.files import new_folder
 from peft_rag.retrieval.base import NO_POSITION, Encoder, Neighbours, Retriever
 from peft_rag.retrieval.manifest import read_manifest, write_manifest
 from peft_rag.retrieval.store import IndexStore
-from peft_rag.retrieval.vectors import check_exclude, check_k
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,15 +75,9 @@ class StoreRetriever(Retriever):
                 f"'{corpus.name}' ({len(corpus):,}). Build another, or bring it up to date with peft-rag index add."
             )
 
-    def search(
-        self,
-        texts: Sequence[str],
-        k: int,
-        exclude: Sequence[Collection[int]] | None = None,
-        progress: str | None = None,
+    def find(
+        self, texts: Sequence[str], k: int, exclude: Sequence[Collection[int]] | None, progress: str | None
     ) -> Neighbours:
-        check_k(k)
-        check_exclude(exclude, len(texts))
         return self.search_vectors(self.encoder.encode(texts, progress), k, exclude)
 
     def search_vectors(
