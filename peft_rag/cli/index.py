@@ -121,9 +121,7 @@ def _add_build(commands: Any) -> None:
     )
     small = StoreSettings.compact()
     add_corpus_options(parser)
-    parser.add_argument(
-        "--encoder", default=DEFAULT_MODEL, help=f"sentence-transformers model or folder ({DEFAULT_MODEL})"
-    )
+    parser.add_argument("--encoder", default=DEFAULT_MODEL, help=f"hub name, NAME@REVISION or folder ({DEFAULT_MODEL})")
     parser.add_argument("--max-length", "--max_length", type=int, help="tokens after which a text is cut")
     parser.add_argument("--metric", help="cosine, ip or l2 (cosine)")
     parser.add_argument(

@@ -78,7 +78,9 @@ def _parser(subcommands: Any, name: str, line: str, teach: str) -> argparse.Argu
     parser.add_argument("--id-field", "--id_field", default="id", help="field of the id (id); else its number is used")
     parser.add_argument("--same-data", "--same_data", action="store_true", help="the queries are documents themselves")
     parser.add_argument(
-        "--encoder", default=DEFAULT_MODEL, help=f"sentence encoder by name or folder ({DEFAULT_MODEL})"
+        "--encoder",
+        default=DEFAULT_MODEL,
+        help=f"hub name, NAME@REVISION or folder ({DEFAULT_MODEL})",
     )
     parser.add_argument("--output", help="write the result here as JSON too")
     parser.set_defaults(flags=[flag for action in parser._actions for flag in action.option_strings])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from peft_rag.files import new_folder
 from peft_rag.retrieval.base import Encoder, Neighbours, Retriever
-from peft_rag.retrieval.recorded import check_encoder, manifest_of, recorded_encoder
+from peft_rag.retrieval.recorded import about_encoder, check_encoder, manifest_of, recorded_encoder
 from peft_rag.retrieval.storage import load_array, save_array, write_manifest
 from peft_rag.retrieval.vectors import exact_search
 
@@ -82,9 +82,7 @@ class DenseRetriever(Retriever):
             "format": FORMAT,
             "retriever": self.name,
             "settings": self.settings(),
-            "encoder": self.encoder.name,
-            "encoder_fingerprint": self.encoder.fingerprint,
-            "max_length": getattr(self.encoder, "max_length", None),
+            **about_encoder(self, self.encoder),
             "corpus_fingerprint": self.corpus_fingerprint,
             "count": int(vectors.shape[0]),
             "dimension": int(vectors.shape[1]),

@@ -11,7 +11,7 @@ from peft_rag.files import new_folder
 from peft_rag.parts import make_part
 from peft_rag.registry import RETRIEVERS, load
 from peft_rag.retrieval.base import NO_POSITION, Encoder, Neighbours, Retriever
-from peft_rag.retrieval.recorded import check_encoder, manifest_of, recorded_encoder
+from peft_rag.retrieval.recorded import about_encoder, check_encoder, manifest_of, recorded_encoder
 from peft_rag.retrieval.storage import write_manifest
 from peft_rag.retrieval.vectors import empty_neighbours, fill_nearest
 
@@ -99,9 +99,7 @@ class HybridRetriever(Retriever):
             "format": FORMAT,
             "retriever": self.name,
             "settings": self.settings(),
-            "encoder": getattr(self.encoder, "name", None),
-            "encoder_fingerprint": self.encoder_fingerprint(),
-            "max_length": getattr(self.encoder, "max_length", None),
+            **about_encoder(self, self.encoder),
             "corpus_fingerprint": self.corpus_fingerprint,
         }
         with new_folder(folder) as working:

@@ -11,7 +11,7 @@ from peft_rag.errors import ConfigError, RetrievalError
 from peft_rag.files import new_folder, sha256_of_json
 from peft_rag.retrieval.base import Encoder, Neighbours, Retriever
 from peft_rag.retrieval.cache import cache_folder
-from peft_rag.retrieval.recorded import check_encoder, manifest_of, recorded_encoder
+from peft_rag.retrieval.recorded import about_encoder, check_encoder, manifest_of, recorded_encoder
 from peft_rag.retrieval.storage import write_manifest
 from peft_rag.retrieval.vectors import check_finite, empty_neighbours, fill_nearest, pair_scores
 
@@ -161,9 +161,7 @@ class MilvusRetriever(Retriever):
             "settings": self.settings(),
             "uri": self.uri,
             "collection": self._collection,
-            "encoder": self.encoder.name,
-            "encoder_fingerprint": self.encoder.fingerprint,
-            "max_length": getattr(self.encoder, "max_length", None),
+            **about_encoder(self, self.encoder),
             "corpus_fingerprint": self.corpus_fingerprint,
             "count": self._documents,
         }

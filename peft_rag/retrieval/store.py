@@ -142,7 +142,7 @@ class IndexStore:
             from peft_rag.retrieval.encoder import SentenceEncoder
 
             record = self.snapshot.manifest.encoder
-            loaded = SentenceEncoder(record["name"], max_length=record["max_length"])
+            loaded = SentenceEncoder.recorded(record["name"], record["revision"], record["max_length"])
             self._encoder = matching(loaded, self.snapshot.manifest, self.folder)
         return self._encoder
 
