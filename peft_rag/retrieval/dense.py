@@ -62,6 +62,12 @@ class DenseRetriever(Retriever):
         self, queries: NDArray[np.float32], k: int, exclude: Sequence[Collection[int]] | None = None
     ) -> Neighbours:
         """Search for vectors ``(Q, D)`` of length 1 that the encoder gave; otherwise as `search`."""
+        return self.search_exactly(queries, k, exclude)
+
+    def search_exactly(
+        self, queries: NDArray[np.float32], k: int, exclude: Sequence[Collection[int]] | None = None
+    ) -> Neighbours:
+        """Search as `search_vectors`, but compare every document."""
         return exact_search(queries, self.vectors, k, exclude)
 
     def encoder_fingerprint(self) -> str:

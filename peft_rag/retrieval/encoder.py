@@ -63,11 +63,6 @@ class SentenceEncoder:
         self.max_length = max_length
         self.cache = cache
 
-    @classmethod
-    def recorded(cls, name: str, revision: str | None, max_length: int | None) -> SentenceEncoder:
-        """Name the encoder that an index remembers: at the commit it was loaded from, whatever its newest is now."""
-        return cls(f"{_parsed(name)[0]}@{revision}" if revision else name, max_length=max_length)
-
     @cached_property
     def model(self) -> Any:
         """The sentence-transformers model.
@@ -150,6 +145,15 @@ class SentenceEncoder:
                 )
                 bar.update(len(batch))
         return normalise(vectors)
+
+
+def recorded_name(name: str, revision: str | None) -> str:
+    """Return what names an encoder at the commit that an index remembers, whatever its branch or newest is now.
+
+    >>> recorded_name("owner/model@main", "5f2b9e"), recorded_name("a/folder", None)
+    ('owner/model@5f2b9e', 'a/folder')
+    """
+    return f"{_parsed(name)[0]}@{revision}" if revision else name
 
 
 def _parsed(name: str) -> tuple[str, str | None]:

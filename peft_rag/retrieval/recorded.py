@@ -38,9 +38,10 @@ def about_encoder(retriever: Retriever, encoder: Encoder) -> dict[str, Any]:
 
 def recorded_encoder(manifest: dict[str, Any]) -> Encoder:
     """Return the sentence encoder that an index names."""
-    from peft_rag.retrieval.encoder import SentenceEncoder
+    from peft_rag.retrieval.encoder import SentenceEncoder, recorded_name
 
-    return SentenceEncoder.recorded(manifest["encoder"], manifest.get("revision"), manifest["max_length"])
+    name = recorded_name(manifest["encoder"], manifest.get("revision"))
+    return SentenceEncoder(name, max_length=manifest["max_length"])
 
 
 def check_encoder(retriever: Retriever, encoder: Encoder, manifest: dict[str, Any], folder: Path) -> None:

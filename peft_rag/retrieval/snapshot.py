@@ -156,6 +156,13 @@ class Snapshot:
             found += replace(rest, queries=pending[rest.queries])
         return found.best(k).neighbours(len(queries), k, self.shards.ids if ties_by_id else None)
 
+    def with_ef(self, ef: int) -> Snapshot:
+        """Return the same documents and graph, searched by looking at ``ef`` candidates for each query."""
+        settings, graph = replace(self.manifest.settings, ef=ef), self.graph
+        if graph is not None:
+            graph = StoredGraph(graph.graph, graph.entry, settings, graph.projection)
+        return Snapshot(replace(self.manifest, settings=settings), self.shards, self.deleted, graph)
+
     def known_answers(self) -> list[dict[str, Any]]:
         """Return a few documents' rows, each with what searching for its own vector finds."""
         import numpy as np

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from peft_rag.errors import BackboneError, ConfigError
-from peft_rag.retrieval.encoder import SentenceEncoder
+from peft_rag.retrieval.encoder import SentenceEncoder, recorded_name
 from peft_rag.retrieval.exact import ExactRetriever
 from peft_rag.retrieval.hnsw import HnswRetriever
 from peft_rag.retrieval.store import IndexStore
@@ -161,7 +161,7 @@ def test_revision_is_the_commit_loaded_and_may_be_asked_for_after_an_at_sign(hub
     assert newest.fingerprint != tagged.fingerprint
     exactly = SentenceEncoder(f"owner/tiny@{'a' * 40}")
     assert (exactly.revision, exactly.fingerprint) == ("a" * 40, tagged.fingerprint)
-    assert SentenceEncoder.recorded("owner/tiny@v1", "b" * 40, None).fingerprint == newest.fingerprint
+    assert SentenceEncoder(recorded_name("owner/tiny@v1", "b" * 40)).fingerprint == newest.fingerprint
 
 
 def test_index_is_opened_with_the_commit_it_was_built_with_when_the_newest_is_another(hub, tmp_path, corpus):
