@@ -45,7 +45,7 @@ class RunConfig:
     method: str = _option("lora", "PEFT method by name (peft-rag methods)", "model")
     last_layers: int = _option(0, "change only the last n layers; 0 changes all the method targets", "model")
     fusion: str = _option("knn", "how neighbours enter, by name (peft-rag fusions)", "model")
-    encoder: str = _option(DEFAULT_MODEL, "sentence encoder of the retriever: hub name or folder", "model")
+    encoder: str = _option(DEFAULT_MODEL, "sentence encoder for retrieval: hub name, NAME@REVISION or folder", "model")
     retriever: str = _option(
         "", "retriever by name (peft-rag retrievers); if left out, the corpus's own index or else hnsw", "model"
     )

@@ -7,7 +7,6 @@ A source is a JSON Lines, CSV, TSV or Parquet file, a folder written by ``datase
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from peft_rag.errors import DataError
 from peft_rag.hub import hub_forbidden, hub_reachable
 from peft_rag.registry import suggest
-from peft_rag.text_files import Row, kind_of, read_rows
+from peft_rag.text_files import kind_of, read_rows
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
+_BUFFER, _BATCH = 1 << 20, 256
 _HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<split>[^:]+))?")
 _TEXT_NAMES = (
     "text",
@@ -108,7 +108,7 @@ def read_records(source: Source) -> list[Record]:
 def iter_records(source: Source) -> Iterator[Record]:
     """Yield the records of a source in their order, as `read_records` does, holding a few at a time.
 
-    JSON Lines, Parquet and ``datasets`` are streamed; a ``.json``, ``.csv`` or ``.tsv`` file is read whole first.
+    All are streamed but an array in a ``.json`` file, which is read whole first: write it as JSON Lines if it is large.
 
     Raises:
         DataError: the source cannot be found or read, or holds no record; a bad line is met when its turn comes.
@@ -257,8 +257,7 @@ def _read_file(name: str, path: Path, suffix: str) -> Iterator[Record]:
         if suffix == ".parquet":
             yield from _parquet(name, path)
             return
-        rows = _json_lines(path) if suffix == ".jsonl" else read_rows(path)
-        for line, unit, fields in rows:
+        for line, unit, fields in read_rows(path):
             yield Record(fields, name, line, unit)
     except OSError as error:
         raise DataError(f"{name}: cannot be read ({error.strerror or error}). Check the file.") from None
@@ -270,8 +269,9 @@ def _parquet(name: str, path: Path) -> Iterator[Record]:
 
     def rows() -> Iterator[dict[str, Any]]:
         try:
-            with pyarrow.parquet.ParquetFile(path) as file:
-                for batch in file.iter_batches(1024):
+            # Without a buffer of its own size, a whole row group, by default a million rows, is read at once.
+            with pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER) as file:
+                for batch in file.iter_batches(_BATCH):
                     yield from batch.to_pylist()
         except (pyarrow.ArrowException, OSError) as error:
             raise DataError(
@@ -279,23 +279,6 @@ def _parquet(name: str, path: Path) -> Iterator[Record]:
             ) from None
 
     return _numbered(rows(), name)
-
-
-def _json_lines(path: Path) -> Iterator[Row]:
-    """Yield the rows of a JSON Lines file, a line at a time; `read_rows` says what is wrong with a bad one."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                fields = json.loads(text) if text.strip() else None
-                bad = "\0" in text or not isinstance(fields, (dict, type(None))) or text.strip() == "null"
-            except (ValueError, RecursionError):
-                bad = True
-            if bad:
-                yield from (row for row in read_rows(path) if row.line >= number)
-                return
-            if fields is not None:
-                yield Row(number, "line", fields)
 
 
 def _in_memory(source: Any) -> Iterator[Record]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from peft_rag.errors import DataError
 
 _EXAMPLE = '{"text": "…", "label": "…"}'
+_LONGEST_FIELD = 1 << 26
 
 
 class Row(NamedTuple):
@@ -25,19 +26,19 @@ class Row(NamedTuple):
 def read_rows(path: Path) -> Iterator[Row]:
     """Read a ``.jsonl``, ``.json``, ``.csv`` or ``.tsv`` file in UTF-8, with or without a byte-order mark.
 
-    Blank lines are skipped. A ``.json`` file may hold one array of objects.
+    A line is read when its turn comes, and blank lines are skipped. A ``.json`` file may hold one array of objects
+    instead of an object a line; only such a file is held in memory whole.
 
     Raises:
         DataError: the file is not in UTF-8, or a line of it cannot be read.
         OSError: it cannot be opened.
     """
-    text = _decode(path, path.read_bytes())
     suffix = path.suffix.lower()
     if suffix in (".csv", ".tsv"):
-        return _csv(path.name, text, "\t" if suffix == ".tsv" else ",")
-    if suffix == ".json" and text.lstrip().startswith("["):
-        return _json_array(path.name, text)
-    return _json_lines(path.name, text)
+        return _csv(path.name, _lines(path), "\t" if suffix == ".tsv" else ",")
+    if suffix == ".json" and next(filter(str.strip, _lines(path)), "").lstrip().startswith("["):
+        return _json_array(path.name, "".join(_lines(path)))
+    return _json_lines(path.name, _lines(path))
 
 
 def kind_of(value: Any) -> str:
@@ -46,43 +47,43 @@ def kind_of(value: Any) -> str:
     return names.get(type(value), f"the {type(value).__name__} {str(value)[:40]}")
 
 
-def _decode(path: Path, data: bytes) -> str:
-    """Decode UTF-8, with or without a byte-order mark; name line and byte of whatever is not text."""
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+def _lines(path: Path) -> Iterator[str]:
+    """Yield the lines of a file in UTF-8, with or without a byte-order mark, each with its line feed."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            yield _decode(path, number, line)
+
+
+def _decode(path: Path, number: int, line: bytes) -> str:
+    """Decode one line; name line and byte of whatever is not text."""
+    if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise DataError(f"{path.name} line 1: the file is UTF-16, not UTF-8. {_iconv(path, 'UTF-16')}")
-    nul = data.find(b"\0")
-    if nul >= 0:
-        line, column = _place(data, nul)
+    if b"\0" in line:
         raise DataError(
-            f"{path.name} line {line:,}: a NUL byte at byte {column:,} of the line, so this is no text file "
-            f"or a damaged one. Remove it with: tr -d '\\000' < {path.name} > clean{path.suffix}"
+            f"{path.name} line {number:,}: a NUL byte at byte {line.index(0) + 1:,} of the line, so this is no text "
+            f"file or a damaged one. Remove it with: tr -d '\\000' < {path.name} > clean{path.suffix}"
         )
     try:
-        return data.decode("utf-8-sig")
+        text = line.decode()
     except UnicodeDecodeError as error:
-        start = error.start + (3 if data.startswith(b"\xef\xbb\xbf") else 0)
-        line, column = _place(data, start)
         raise DataError(
-            f"{path.name} line {line:,}: byte 0x{data[start]:02x} (byte {column:,} of the line) is no UTF-8. "
-            f"{_iconv(path, 'WINDOWS-1252')}"
+            f"{path.name} line {number:,}: byte 0x{line[error.start]:02x} (byte {error.start + 1:,} of the line) is no "
+            f"UTF-8. {_iconv(path, 'WINDOWS-1252')}"
         ) from None
-
-
-def _place(data: bytes, offset: int) -> tuple[int, int]:
-    return data.count(b"\n", 0, offset) + 1, offset - data.rfind(b"\n", 0, offset)
+    return text.removeprefix("\ufeff") if number == 1 else text
 
 
 def _iconv(path: Path, encoding: str) -> str:
     return f"Convert it with iconv: iconv -f {encoding} -t UTF-8 {path.name} > utf8{path.suffix}"
 
 
-def _json_lines(name: str, text: str) -> Iterator[Row]:
-    for number, line in enumerate(text.split("\n"), start=1):
+def _json_lines(name: str, lines: Iterable[str]) -> Iterator[Row]:
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         where = f"{name} line {number:,}"
         try:
-            value = json.loads(line)
+            value = json.loads(line.removesuffix("\n"))
         except json.JSONDecodeError as error:
             raise DataError(
                 f"{where}: not JSON at column {error.colno:,} ({error.msg}). "
@@ -113,19 +114,13 @@ def _json_array(name: str, text: str) -> Iterator[Row]:
         yield Row(number, "row", value)
 
 
-def _csv(name: str, text: str, delimiter: str) -> Iterator[Row]:
-    limit = csv.field_size_limit(len(text) + 1)
-    try:
-        rows = list(_csv_rows(name, text, delimiter))
-    finally:
-        csv.field_size_limit(limit)
-    if not rows:
-        return
-    _, header = rows[0]
+def _csv(name: str, lines: Iterable[str], delimiter: str) -> Iterator[Row]:
+    rows = _csv_rows(name, lines, delimiter)
+    _, header = next(rows, (1, []))
     twice = sorted({column for column in header if header.count(column) > 1})
     if twice:
         raise DataError(f"{name} line 1: column '{twice[0]}' stands there twice. Rename one of them.")
-    for line, row in rows[1:]:
+    for line, row in rows:
         if len(row) != len(header):
             raise DataError(
                 f"{name} line {line:,}: {len(row)} columns, but the header has {len(header)} "
@@ -134,12 +129,12 @@ def _csv(name: str, text: str, delimiter: str) -> Iterator[Row]:
         yield Row(line, "line", dict(zip(header, row, strict=True)))
 
 
-def _csv_rows(name: str, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+def _csv_rows(name: str, lines: Iterable[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """Yield each row with the line on which it begins; blank lines are no rows."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader(_split_at_returns(lines), delimiter=delimiter, strict=True)
     begin = 1
     try:
-        for row in reader:
+        while (row := _next_row(reader)) is not None:
             if row:
                 yield begin, row
             begin = reader.line_num + 1
@@ -148,6 +143,24 @@ def _csv_rows(name: str, text: str, delimiter: str) -> Iterator[tuple[int, list[
             f"{name} line {begin:,}: not CSV ({error}). Close the quote that begins here, "
             'and write a quote inside a quoted field as "".'
         ) from None
+
+
+def _next_row(reader: Iterator[list[str]]) -> list[str] | None:
+    """Return the next row, or None at the end; the module's limit for a field, which all share, is left as it was."""
+    limit = csv.field_size_limit(_LONGEST_FIELD)
+    try:
+        return next(reader, None)
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _split_at_returns(lines: Iterable[str]) -> Iterator[str]:
+    """Yield lines that end at carriage returns too, as some spreadsheets write them."""
+    for line in lines:
+        if "\r" in line:
+            yield from io.StringIO(line, newline="")
+        else:
+            yield line
 
 
 def _separator(delimiter: str) -> str:

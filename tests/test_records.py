@@ -1,3 +1,4 @@
+import csv
 import json
 import os
 import random
@@ -6,7 +7,7 @@ import re
 import pytest
 
 from peft_rag.errors import DataError
-from peft_rag.records import Labels, Record, label_field, read_records, text_field
+from peft_rag.records import Labels, Record, iter_records, label_field, read_records, text_field
 
 EXAMPLE = '{"text": "…", "label": "…"}'
 ROWS = [{"text": "größer", "label": "a"}, {"text": "two\nlines", "label": "b"}]
@@ -78,6 +79,20 @@ def test_tsv_is_read_with_tabs_and_a_byte_order_mark(here):
 def test_csv_takes_a_field_larger_than_the_readers_default_limit(here):
     write(here / "a.csv", "text\n" + "x" * 200_000 + "\n")
     assert len(fields("a.csv")[0]["text"]) == 200_000
+
+
+def test_csv_reading_leaves_the_limit_that_all_readers_share_as_it_was(here):
+    write(here / "a.csv", "text\n" + "x" * 200_000 + "\ny\n")
+    before = csv.field_size_limit()
+    records = iter_records("a.csv")
+    next(records)
+    assert csv.field_size_limit() == before
+
+
+def test_csv_lines_may_end_in_carriage_returns_alone(here):
+    write(here / "a.csv", b'text,label\r"two\rlines",x\ry,z\r')
+    assert fields("a.csv") == [{"text": "two\rlines", "label": "x"}, {"text": "y", "label": "z"}]
+    assert [record.line for record in read_records("a.csv")] == [2, 4]
 
 
 def test_parquet_rows_are_read(here):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from peft_rag import __version__
 from peft_rag.cli import evaluate, index, plugins, predict, train
+from peft_rag.cli.flags import split_part_options
 from peft_rag.errors import PeftRagError
 
 _DESCRIPTION = """\
@@ -43,9 +44,10 @@ def _dispatch(words: list[str]) -> None:
         train.run(words[1:])
         return
     parser = _parser()
+    words, parts = split_part_options(words)
     known, rest = parser.parse_known_args(words)
     if hasattr(known, "run"):
-        known.run(known, rest)
+        known.run(known, [*rest, *parts])
     else:
         parser.print_help()
 

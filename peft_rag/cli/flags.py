@@ -35,6 +35,24 @@ def read_flags(words: Sequence[str]) -> dict[str, str]:
     return flags
 
 
+def split_part_options(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Take options of parts, ``--retriever.ef 100``, out of a command line, so that no value passes for a folder.
+
+    >>> split_part_options(["kb/", "--retriever.ef", "100", "--k", "3", "--retriever.M=8"])
+    (['kb/', '--k', '3'], ['--retriever.ef', '100', '--retriever.M=8'])
+    """
+    own: list[str] = []
+    parts: list[str] = []
+    place = 0
+    while place < len(words):
+        name, given, _ = words[place].partition("=")
+        of_part = name.startswith("--") and "." in name
+        has_value = of_part and not given and place + 1 < len(words) and not words[place + 1].startswith("--")
+        (parts if of_part else own).extend(words[place : place + 1 + has_value])
+        place += 1 + has_value
+    return own, parts
+
+
 def refuse(rest: Sequence[str], known: Sequence[str]) -> None:
     """Raise on words a command does not know, naming the nearest flag."""
     from peft_rag.registry import suggest

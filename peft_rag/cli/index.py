@@ -39,8 +39,8 @@ An index is a corpus, and its own vectors are searched:
   peft-rag train --train train.jsonl --corpus kb/ --output out/
 
 A corpus is a .jsonl, .json, .csv, .tsv or .parquet file, a folder of datasets.save_to_disk, demo:NAME/SPLIT, a data
-set of the hub, or another index. Whatever interrupts a command, the folder holds what it held before or what it should
-hold after.
+set of the hub, or another index; each is read a few records at a time, but a .json file that is one array is read
+whole. Whatever interrupts a command, the folder holds what it held before or what it should hold after.
 """
 
 Add = Callable[[Any], None]
@@ -121,9 +121,7 @@ def _add_build(commands: Any) -> None:
     )
     small = StoreSettings.compact()
     add_corpus_options(parser)
-    parser.add_argument(
-        "--encoder", default=DEFAULT_MODEL, help=f"sentence-transformers model or folder ({DEFAULT_MODEL})"
-    )
+    parser.add_argument("--encoder", default=DEFAULT_MODEL, help=f"hub name, NAME@REVISION or folder ({DEFAULT_MODEL})")
     parser.add_argument("--max-length", "--max_length", type=int, help="tokens after which a text is cut")
     parser.add_argument("--metric", help="cosine, ip or l2 (cosine)")
     parser.add_argument(

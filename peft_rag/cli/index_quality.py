@@ -21,11 +21,15 @@ if TYPE_CHECKING:
     from peft_rag.retrieval.base import Neighbours, Retriever
     from peft_rag.retrieval.neighbours import Query
     from peft_rag.retrieval.overlap import OverlapReport
+    from peft_rag.retrieval.quality import VectorSearch
 
 _EVALUATE = """\
-Search a corpus for every query and say how good what is found is: recall@k, MRR and nDCG against judgements of
-relevance, the graph's recall against exact search, and queries a second.
+Search an index, or a corpus indexed for the purpose, for every query and say how good what is found is: recall@k, MRR
+and nDCG against judgements of relevance, the graph's recall against exact search, and queries a second. --recall finds
+the smallest ef by which the graph reaches a recall, --save-ef makes it the index's own.
 
+  peft-rag index evaluate kb/ --queries questions.jsonl --qrels judged.qrels
+  peft-rag index evaluate kb/ --queries questions.jsonl --recall 0.99 --save-ef
   peft-rag index evaluate --corpus docs.jsonl --queries questions.jsonl --qrels judged.qrels
   peft-rag index evaluate --corpus docs.jsonl --queries questions.jsonl --relevant-field doc_ids --retriever bm25
   peft-rag index evaluate --corpus docs.jsonl --queries questions.jsonl --retriever.exact_below 0 --recall 0.99
@@ -37,6 +41,7 @@ _OVERLAP = """\
 List the queries that the corpus holds: word for word (but for case, white space and Unicode form), or nearly, by the
 similarity of sentence vectors. Scores on such queries say little about others.
 
+  peft-rag index overlap kb/ --queries test.jsonl
   peft-rag index overlap --corpus train.jsonl --queries test.jsonl
   peft-rag index overlap --corpus train.jsonl --queries test.jsonl --threshold 0.9 --output overlap.json
 """
@@ -56,6 +61,7 @@ def add_to(subcommands: Any) -> None:
     )
     parser.add_argument("--k", type=int, default=10, help="documents for each query (10)")
     parser.add_argument("--recall", type=float, help="find also the smallest ef by which the graph reaches this recall")
+    parser.add_argument("--save-ef", "--save_ef", action="store_true", help="write the ef found into the index")
     parser.set_defaults(run=_evaluate)
     parser = _parser(subcommands, "overlap", "list queries that the corpus holds", _OVERLAP)
     parser.add_argument("--threshold", type=float, default=0.95, help="least similarity of near duplicates (0.95)")
@@ -72,13 +78,14 @@ def _parser(subcommands: Any, name: str, line: str, teach: str) -> argparse.Argu
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--corpus", required=True, help="the documents: a file, folder, demo:NAME/SPLIT or hub id")
+    parser.add_argument("folder", nargs="?", help="an index of peft-rag index build")
+    parser.add_argument("--corpus", help="documents instead: a file, folder, demo:NAME/SPLIT or hub id")
     parser.add_argument("--queries", required=True, help="the queries, in the same formats")
     parser.add_argument("--text-field", "--text_field", default="text", help="field that holds the text (text)")
     parser.add_argument("--id-field", "--id_field", default="id", help="field of the id (id); else its number is used")
     parser.add_argument("--same-data", "--same_data", action="store_true", help="the queries are documents themselves")
     parser.add_argument(
-        "--encoder", default=DEFAULT_MODEL, help=f"sentence encoder by name or folder ({DEFAULT_MODEL})"
+        "--encoder", help=f"hub name, NAME@REVISION or folder (the one an index was built with; else {DEFAULT_MODEL})"
     )
     parser.add_argument("--output", help="write the result here as JSON too")
     parser.set_defaults(flags=[flag for action in parser._actions for flag in action.option_strings])
@@ -93,11 +100,12 @@ def _evaluate(known: argparse.Namespace, rest: Sequence[str]) -> None:
 
     options = _retriever_options(known, rest)
     hold_back_chatter()
+    _settle_source(known)
+    known.retriever = known.retriever or retriever_for(known.corpus)
     corpus, records, queries = _read(known)
     judgements = _judgements(known, records, queries)
-    known.retriever = known.retriever or retriever_for(known.corpus)
     retriever = make_retriever(known.retriever, known.encoder, options, known.corpus)
-    _check_recall(known, retriever)
+    _check_ef_options(known, retriever)
     retriever.index(corpus, progress="corpus")
     exclude = None
     if known.same_data:
@@ -106,17 +114,56 @@ def _evaluate(known: argparse.Namespace, rest: Sequence[str]) -> None:
     say(f"{known.retriever}, {len(queries):,} queries over {len(corpus):,} documents")
     for name, value in result.items():
         say(f"{name.ljust(26)}{_shown(value)}")
+    if known.save_ef:
+        _save_ef(known.corpus, result[_ef_line(known)])
     if known.output:
         about = {"retriever": known.retriever, "settings": retriever.settings(), "queries": len(queries)}
         write_json(Path(known.output), {**about, "documents": len(corpus), "k": known.k, "scores": result})
 
 
-def _check_recall(known: argparse.Namespace, retriever: Retriever) -> None:
+def _settle_source(known: argparse.Namespace) -> None:
+    """Make the index folder the corpus if one is named, and settle the encoder."""
     from peft_rag.errors import ConfigError
-    from peft_rag.retrieval.hnsw import HnswRetriever
+    from peft_rag.retrieval.encoder import recorded_name
+    from peft_rag.retrieval.manifest import read_manifest
+    from peft_rag.retrieval.stored import is_index
 
-    if known.recall is not None and not isinstance(retriever, HnswRetriever):
+    if bool(known.folder) == bool(known.corpus):
+        given = f"both '{known.folder}' and '{known.corpus}' are" if known.folder else "neither is"
+        raise ConfigError(f"the documents are those of an index folder or of --corpus, but {given} named. Name one.")
+    known.corpus = known.corpus or known.folder
+    if known.folder or is_index(known.corpus):
+        recorded = read_manifest(Path(known.corpus)).encoder
+        known.encoder = known.encoder or recorded_name(recorded["name"], recorded["revision"])
+    known.encoder = known.encoder or DEFAULT_MODEL
+
+
+def _check_ef_options(known: argparse.Namespace, retriever: Retriever) -> None:
+    from peft_rag.errors import ConfigError
+    from peft_rag.knowledge import STORE
+    from peft_rag.retrieval.quality import GraphSearch
+
+    if known.recall is not None and not isinstance(retriever, GraphSearch):
         raise ConfigError(f"--recall chooses ef for a graph, but the retriever is '{known.retriever}'. Use hnsw.")
+    if known.save_ef and (known.recall is None or known.retriever != STORE):
+        raise ConfigError(
+            "--save-ef writes the ef that --recall finds into an index folder. Name such a folder, and a recall with "
+            "--recall 0.99."
+        )
+
+
+def _ef_line(known: argparse.Namespace) -> str:
+    return f"ef for recall {known.recall:g}"
+
+
+def _save_ef(folder: str, ef: int) -> None:
+    from peft_rag.cli.progress import say
+    from peft_rag.retrieval.store import IndexStore
+
+    store = IndexStore.open(folder)
+    before = store.snapshot.manifest.settings.ef
+    store.set_ef(ef)
+    say(f"saved: ef {ef} instead of {before} in {folder}")
 
 
 def _measure(
@@ -128,18 +175,21 @@ def _measure(
     exclude: Any,
 ) -> dict[str, Any]:
     """Search once, timed, and score what was found."""
-    from peft_rag.retrieval.dense import DenseRetriever
-    from peft_rag.retrieval.quality import score_rankings
+    from peft_rag.retrieval.quality import VectorSearch, score_rankings
 
     result: dict[str, Any] = {}
     texts = [query.text for query in queries]
-    vectors = retriever.encoder.encode(texts, "queries") if isinstance(retriever, DenseRetriever) else None
-    started = time.perf_counter()
-    if isinstance(retriever, DenseRetriever) and vectors is not None:
+    against_exact: dict[str, Any] = {}
+    if isinstance(retriever, VectorSearch):
+        vectors = retriever.encoder.encode(texts, "queries")
+        started = time.perf_counter()
         found = retriever.search_vectors(vectors, known.k, exclude)
+        seconds = time.perf_counter() - started
+        against_exact = _against_exact(known, retriever, vectors, found, exclude)
     else:
+        started = time.perf_counter()
         found = retriever.search(texts, known.k, exclude)
-    seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - started
     if judgements is not None:
         rankings = {
             query.id: [corpus[position].id for position, _ in found.row(row)] for row, query in enumerate(queries)
@@ -147,24 +197,21 @@ def _measure(
         scores = score_rankings(rankings, judgements, known.k)
         names = {f"recall@{known.k}": scores.recall, f"MRR@{known.k}": scores.mrr, f"nDCG@{known.k}": scores.ndcg}
         result |= {**names, "judged queries": scores.queries}
-    if isinstance(retriever, DenseRetriever) and vectors is not None:
-        result |= _against_exact(known, retriever, vectors, found, exclude)
-    encoded = " after encoding" if vectors is not None else ""
-    return {**result, f"queries/s{encoded}": len(queries) / max(seconds, 1e-9)}
+    encoded = " after encoding" if against_exact else ""
+    return {**result, **against_exact, f"queries/s{encoded}": len(queries) / max(seconds, 1e-9)}
 
 
 def _against_exact(
-    known: argparse.Namespace, retriever: Any, vectors: NDArray[np.float32], found: Neighbours, exclude: Any
+    known: argparse.Namespace, retriever: VectorSearch, vectors: NDArray[np.float32], found: Neighbours, exclude: Any
 ) -> dict[str, Any]:
-    from peft_rag.retrieval.quality import choose_ef, graph_recall
-    from peft_rag.retrieval.vectors import exact_search
+    from peft_rag.retrieval.quality import GraphSearch, choose_ef, graph_recall
 
-    result: dict[str, Any] = {
-        "graph recall vs exact": graph_recall(found, exact_search(vectors, retriever.vectors, known.k, exclude))
-    }
-    if known.recall is not None:
-        chosen = choose_ef(retriever, vectors, known.k, known.recall)
-        result |= {f"ef for recall {known.recall:g}": chosen.ef, "recall with that ef": chosen.recall}
+    exact = retriever.search_exactly(vectors, known.k, exclude)
+    result: dict[str, Any] = {"graph recall vs exact": graph_recall(found, exact)}
+    if known.recall is not None and isinstance(retriever, GraphSearch):
+        graph = retriever
+        chosen = choose_ef(lambda ef: graph.with_ef(ef).search_vectors(vectors, known.k, exclude), exact, known.recall)
+        result |= {_ef_line(known): chosen.ef, "recall with that ef": chosen.recall}
     return result
 
 
@@ -177,6 +224,7 @@ def _overlap(known: argparse.Namespace, rest: Sequence[str]) -> None:
 
     refuse(rest, [*known.flags, "--threshold", "--exact-only", "--show"])
     hold_back_chatter()
+    _settle_source(known)
     corpus, _, queries = _read(known)
     retriever = None
     if not known.exact_only:
@@ -246,7 +294,10 @@ def _retriever_options(known: argparse.Namespace, rest: Sequence[str]) -> dict[s
     for name, value in read_flags(rest).items():
         part, dot, option = name.partition(".")
         if part != "retriever" or not dot:
-            refuse([f"--{name}"], [*known.flags, "--qrels", "--relevant-field", "--retriever", "--k", "--recall"])
+            refuse(
+                [f"--{name}"],
+                [*known.flags, "--qrels", "--relevant-field", "--retriever", "--k", "--recall", "--save-ef"],
+            )
         options[option] = yaml.safe_load(value)
     return options
 

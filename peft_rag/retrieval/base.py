@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from peft_rag.errors import ShapeError
+from peft_rag.errors import ConfigError, RetrievalError, ShapeError
 from peft_rag.files import sha256_of_json
 
 if TYPE_CHECKING:
@@ -86,11 +86,13 @@ class Encoder(Protocol):
 class Retriever(ABC):
     """Finds the documents of a corpus that are nearest to a text.
 
-    Results are deterministic; equal scores are ordered by position.
+    A retriever of one's own implements `index`, `find`, `settings`, `save` and `load`, and
+    `peft_rag.testing.check_retriever` says whether it keeps its promises. Results are deterministic; equal scores are
+    ordered by position.
 
     Attributes:
         name: the name a user picks it by.
-        corpus_fingerprint: the fingerprint of the corpus that was indexed; empty before.
+        corpus_fingerprint: the fingerprint of the corpus that was indexed, set by `index` and `load`; empty before.
     """
 
     name: ClassVar[str]
@@ -105,7 +107,6 @@ class Retriever(ABC):
     def index(self, corpus: Corpus, progress: str | None = None) -> None:
         """Make a corpus searchable, in place of any indexed before."""
 
-    @abstractmethod
     def search(
         self,
         texts: Sequence[str],
@@ -126,6 +127,21 @@ class Retriever(ABC):
             ConfigError: ``k`` is below 1.
             ShapeError: ``exclude`` is not as long as ``texts``.
         """
+        check_k(k)
+        check_exclude(exclude, len(texts))
+        self.require_index()
+        return self.find(texts, k, exclude, progress)
+
+    @abstractmethod
+    def find(
+        self, texts: Sequence[str], k: int, exclude: Sequence[Collection[int]] | None, progress: str | None
+    ) -> Neighbours:
+        """Do what `search` promises, which has checked its arguments and that a corpus is indexed."""
+
+    def require_index(self) -> None:
+        """Raise `RetrievalError` unless a corpus has been indexed, or an index loaded."""
+        if not self.corpus_fingerprint:
+            raise RetrievalError(f"the retriever '{self.name}' has no index yet. Call index(corpus) or load(folder).")
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
@@ -167,3 +183,15 @@ class Retriever(ABC):
     def fingerprint(self) -> str:
         """The hash of settings, encoder and the corpus indexed."""
         return self.fingerprint_for(self.corpus_fingerprint)
+
+
+def check_k(k: int) -> None:
+    """Raise `ConfigError` unless there is at least one neighbour to find."""
+    if k < 1:
+        raise ConfigError(f"k must be at least 1, but is {k}.")
+
+
+def check_exclude(exclude: Sequence[Collection[int]] | None, queries: int) -> None:
+    """Raise `ShapeError` unless there is one set of excluded positions a query."""
+    if exclude is not None and len(exclude) != queries:
+        raise ShapeError(f"exclude must have one entry a query, but has {len(exclude)} for {queries} queries.")

@@ -9,12 +9,12 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_rag.errors import ConfigError, RetrievalError
+from peft_rag.errors import ConfigError
 from peft_rag.files import new_folder, write_text
 from peft_rag.retrieval.base import Encoder, Neighbours, Retriever
 from peft_rag.retrieval.recorded import manifest_of
 from peft_rag.retrieval.storage import load_array, save_array, write_manifest
-from peft_rag.retrieval.vectors import check_exclude, check_k, empty_neighbours, fill_nearest
+from peft_rag.retrieval.vectors import empty_neighbours, fill_nearest
 
 if TYPE_CHECKING:
     from peft_rag.corpus import Corpus
@@ -77,19 +77,12 @@ class BM25Retriever(Retriever):
         self._scorer, self._documents = scorer, len(corpus)
         self.corpus_fingerprint = corpus.fingerprint
 
-    def search(
-        self,
-        texts: Sequence[str],
-        k: int,
-        exclude: Sequence[Collection[int]] | None = None,
-        progress: str | None = None,
+    def find(
+        self, texts: Sequence[str], k: int, exclude: Sequence[Collection[int]] | None, progress: str | None
     ) -> Neighbours:
         import numpy as np
         from tqdm import tqdm
 
-        check_k(k)
-        check_exclude(exclude, len(texts))
-        self._require_index()
         found = empty_neighbours(len(texts), k)
         for row, text in enumerate(tqdm(texts, desc=progress, unit="query", disable=progress is None)):
             scores = self._scores(text)
@@ -109,12 +102,8 @@ class BM25Retriever(Retriever):
             return np.zeros(self._documents, dtype=np.float32)
         return self._scorer.get_scores_from_ids(ids)
 
-    def _require_index(self) -> None:
-        if self._scorer is None:
-            raise RetrievalError(f"the retriever '{self.name}' has no index yet. Call index(corpus) or load(folder).")
-
     def save(self, folder: Path) -> None:
-        self._require_index()
+        self.require_index()
         about = {
             "format": FORMAT,
             "retriever": self.name,

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from peft_rag.corpus import Corpus, Document
 from peft_rag.errors import ConfigError
-from peft_rag.retrieval.base import Encoder
-from peft_rag.retrieval.vectors import check_k, exact_search
+from peft_rag.retrieval.base import Encoder, check_k
+from peft_rag.retrieval.vectors import exact_search
 
 if TYPE_CHECKING:
     from typing import TypeAlias

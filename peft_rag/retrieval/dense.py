@@ -6,12 +6,11 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from peft_rag.errors import RetrievalError
 from peft_rag.files import new_folder
 from peft_rag.retrieval.base import Encoder, Neighbours, Retriever
-from peft_rag.retrieval.recorded import check_encoder, manifest_of, recorded_encoder
+from peft_rag.retrieval.recorded import about_encoder, check_encoder, manifest_of, recorded_encoder
 from peft_rag.retrieval.storage import load_array, save_array, write_manifest
-from peft_rag.retrieval.vectors import check_exclude, check_k, exact_search
+from peft_rag.retrieval.vectors import exact_search
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,10 +27,11 @@ Self = TypeVar("Self", bound="DenseRetriever")
 class DenseRetriever(Retriever):
     """A retriever that compares sentence vectors by cosine."""
 
+    _vectors: NDArray[np.float32]
+
     def __init__(self, encoder: Encoder) -> None:
         """Take what turns texts into vectors."""
         self.encoder = encoder
-        self._vectors: NDArray[np.float32] | None = None
 
     @property
     def cosine(self) -> bool:
@@ -44,7 +44,8 @@ class DenseRetriever(Retriever):
         Raises:
             RetrievalError: nothing has been indexed.
         """
-        return self._require_index()
+        self.require_index()
+        return self._vectors
 
     def index(self, corpus: Corpus, progress: str | None = None) -> None:
         vectors = self.encoder.encode(corpus.texts, progress)
@@ -52,28 +53,22 @@ class DenseRetriever(Retriever):
         self._vectors = vectors
         self.corpus_fingerprint = corpus.fingerprint
 
-    def search(
-        self,
-        texts: Sequence[str],
-        k: int,
-        exclude: Sequence[Collection[int]] | None = None,
-        progress: str | None = None,
+    def find(
+        self, texts: Sequence[str], k: int, exclude: Sequence[Collection[int]] | None, progress: str | None
     ) -> Neighbours:
-        check_k(k)
-        check_exclude(exclude, len(texts))
-        self._require_index()
         return self.search_vectors(self.encoder.encode(texts, progress), k, exclude)
 
     def search_vectors(
         self, queries: NDArray[np.float32], k: int, exclude: Sequence[Collection[int]] | None = None
     ) -> Neighbours:
         """Search for vectors ``(Q, D)`` of length 1 that the encoder gave; otherwise as `search`."""
-        return exact_search(queries, self.vectors, k, exclude)
+        return self.search_exactly(queries, k, exclude)
 
-    def _require_index(self) -> NDArray[np.float32]:
-        if self._vectors is None:
-            raise RetrievalError(f"the retriever '{self.name}' has no index yet. Call index(corpus) or load(folder).")
-        return self._vectors
+    def search_exactly(
+        self, queries: NDArray[np.float32], k: int, exclude: Sequence[Collection[int]] | None = None
+    ) -> Neighbours:
+        """Search as `search_vectors`, but compare every document."""
+        return exact_search(queries, self.vectors, k, exclude)
 
     def encoder_fingerprint(self) -> str:
         return self.encoder.fingerprint
@@ -93,9 +88,7 @@ class DenseRetriever(Retriever):
             "format": FORMAT,
             "retriever": self.name,
             "settings": self.settings(),
-            "encoder": self.encoder.name,
-            "encoder_fingerprint": self.encoder.fingerprint,
-            "max_length": getattr(self.encoder, "max_length", None),
+            **about_encoder(self, self.encoder),
             "corpus_fingerprint": self.corpus_fingerprint,
             "count": int(vectors.shape[0]),
             "dimension": int(vectors.shape[1]),

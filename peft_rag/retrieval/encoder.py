@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 _FORMAT = 1
 _WORTH_KEEPING = 64
+_HUB_NAME_AT_REVISION = re.compile(r"([\w.-]+(?:/[\w.-]+)?)@([\w./-]+)")
 
 
 class SentenceEncoder:
@@ -42,14 +45,19 @@ class SentenceEncoder:
         """Name an encoder; nothing is loaded yet.
 
         Args:
-            name: a model of the hub, a folder, or a model that an installed package ships.
+            name: a model of the hub, at its newest or as ``NAME@REVISION`` at a branch, tag or commit; a folder; or a
+                model that an installed package ships.
             device: where it runs, e.g. ``cuda``; the best there is if None.
             batch_size: how many texts are encoded at once.
             max_length: tokens after which a text is cut; the model's own limit if None.
             cache: a folder in which vectors are kept, so that the same texts are encoded once; not kept if
                 None.
+
+        Raises:
+            ConfigError: a revision is asked of a folder.
         """
         self.name = name
+        self._location, self._wanted = _parsed(name)
         self.device = device
         self.batch_size = batch_size
         self.max_length = max_length
@@ -65,22 +73,28 @@ class SentenceEncoder:
         """
         from sentence_transformers import SentenceTransformer
 
-        location = model_location(self.name)
-        local = location != self.name or Path(location).is_dir() or hub_forbidden() or not hub_reachable()
+        location = self._location if self._wanted else model_location(self._location)
+        local = location != self._location or Path(location).is_dir() or hub_forbidden() or not hub_reachable()
         try:
             with quiet_transformers():
-                model = SentenceTransformer(location, device=self.device, local_files_only=local)
+                model = SentenceTransformer(location, device=self.device, revision=self._wanted, local_files_only=local)
         except Exception as error:
             reason = (str(error).strip() or "no reason given").split("\n")[0][:200].rstrip(".")
             raise BackboneError(
                 f"encoder '{self.name}' cannot be loaded ({type(error).__name__}: {reason}). "
-                "Name a folder or a sentence-transformers model of the hub; without a network, "
+                + (f"Check the revision '{self._wanted}', or leave it away. " if self._wanted else "")
+                + "Name a folder or a sentence-transformers model of the hub; without a network, "
                 "sentence-transformers/all-MiniLM-L6-v2 "
                 'comes with pip install "peft-rag[demo]".'
             ) from error
         if self.max_length is not None:
             _limit(model, self.name, self.max_length)
         return model.eval()
+
+    @cached_property
+    def revision(self) -> str | None:
+        """The commit of the hub it was loaded from; None for a folder or a model that a package ships."""
+        return _commit(self.model, self._wanted)
 
     @property
     def dimension(self) -> int:
@@ -131,6 +145,43 @@ class SentenceEncoder:
                 )
                 bar.update(len(batch))
         return normalise(vectors)
+
+
+def recorded_name(name: str, revision: str | None) -> str:
+    """Return what names an encoder at the commit that an index remembers, whatever its branch or newest is now.
+
+    >>> recorded_name("owner/model@main", "5f2b9e"), recorded_name("a/folder", None)
+    ('owner/model@5f2b9e', 'a/folder')
+    """
+    return f"{_parsed(name)[0]}@{revision}" if revision else name
+
+
+def _parsed(name: str) -> tuple[str, str | None]:
+    """Return where a model is and the revision asked for; a folder may have an @ in its name.
+
+    >>> _parsed("owner/model@v1.0"), _parsed("owner/model")
+    (('owner/model', 'v1.0'), ('owner/model', None))
+    """
+    parts = _HUB_NAME_AT_REVISION.fullmatch(name)
+    if parts is None or Path(name).is_dir():
+        return name, None
+    if Path(parts[1]).is_dir():
+        raise ConfigError(
+            f"encoder '{name}': '{parts[1]}' is a folder, and revisions are the hub's. Name the folder alone."
+        )
+    return parts[1], parts[2]
+
+
+def _commit(model: Any, revision: str | None) -> str | None:
+    """Return the commit behind a revision, the newest if None, in the hub's cache as loading has just left it."""
+    from huggingface_hub import try_to_load_from_cache
+
+    repository = getattr(getattr(model[0], "auto_model", None), "name_or_path", "")
+    if not repository or Path(repository).is_dir():
+        return None
+    folder = os.environ.get("SENTENCE_TRANSFORMERS_HOME")
+    path = try_to_load_from_cache(repository, "config.json", cache_dir=folder, revision=revision)
+    return Path(path).parent.name if isinstance(path, str) else None
 
 
 def _limit(model: Any, name: str, max_length: int) -> None:

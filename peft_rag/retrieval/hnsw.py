@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from copy import copy
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -160,6 +161,10 @@ class HnswIndex:
             )
         return cls(graph, vectors, options)
 
+    def with_ef(self, ef: int) -> HnswIndex:
+        """Return the same graph, searched by looking at ``ef`` candidates for each query."""
+        return HnswIndex(self.graph, self.vectors, replace(self.options, ef=ef))
+
     def _fetch(self, queries: NDArray[np.float32], count: int) -> NDArray[np.int64] | None:
         """Return the graph's candidates ``(Q, count)``, or None if it cannot reach that many."""
         import numpy as np
@@ -222,6 +227,19 @@ class HnswRetriever(DenseRetriever):
             return super().search_vectors(queries, k, exclude)
         return self._graph.search(queries, k, exclude)
 
+    def with_ef(self, ef: int) -> HnswRetriever:
+        """Return the same index, searched by looking at ``ef`` candidates for each query.
+
+        Raises:
+            RetrievalError: it searches exactly and has no graph.
+        """
+        if self._graph is None:
+            raise no_graph(self.exact_below)
+        other = copy(self)
+        other._graph = self._graph.with_ef(ef)
+        other.options = other._graph.options
+        return other
+
     def write_index(self, folder: Path) -> None:
         if self._graph is not None:
             self._graph.graph.save_index(str(folder / GRAPH))
@@ -229,6 +247,14 @@ class HnswRetriever(DenseRetriever):
     def read_index(self, folder: Path, vectors: NDArray[np.float32]) -> None:
         path = folder / GRAPH
         self._graph = HnswIndex.open_graph(path, vectors, self.options) if path.is_file() else None
+
+
+def no_graph(exact_below: int) -> RetrievalError:
+    """Say that an index is too small to have a graph."""
+    return RetrievalError(
+        f"the index has no graph to choose ef for: below {exact_below:,} documents it is searched exactly, and all are "
+        "found. Build it with a smaller exact_below."
+    )
 
 
 def _check_option(name: str, value: int, least: int) -> None:

@@ -11,9 +11,9 @@ from peft_rag.files import new_folder
 from peft_rag.parts import make_part
 from peft_rag.registry import RETRIEVERS, load
 from peft_rag.retrieval.base import NO_POSITION, Encoder, Neighbours, Retriever
-from peft_rag.retrieval.recorded import check_encoder, manifest_of, recorded_encoder
+from peft_rag.retrieval.recorded import about_encoder, check_encoder, manifest_of, recorded_encoder
 from peft_rag.retrieval.storage import write_manifest
-from peft_rag.retrieval.vectors import check_exclude, check_k, empty_neighbours, fill_nearest
+from peft_rag.retrieval.vectors import empty_neighbours, fill_nearest
 
 if TYPE_CHECKING:
     from peft_rag.corpus import Corpus
@@ -84,35 +84,22 @@ class HybridRetriever(Retriever):
             part.index(corpus, f"{progress}, {self._names[place]}" if progress else None)
         self.corpus_fingerprint = corpus.fingerprint
 
-    def search(
-        self,
-        texts: Sequence[str],
-        k: int,
-        exclude: Sequence[Collection[int]] | None = None,
-        progress: str | None = None,
+    def find(
+        self, texts: Sequence[str], k: int, exclude: Sequence[Collection[int]] | None, progress: str | None
     ) -> Neighbours:
-        check_k(k)
-        check_exclude(exclude, len(texts))
-        self._require_index()
         rankings = []
         for place, part in self.parts.items():
             title = f"{progress}, {self._names[place]}" if progress else None
             rankings.append(part.search(texts, max(k, self.depth), exclude, title))
         return fuse_rankings(rankings, k, self.rrf_k)
 
-    def _require_index(self) -> None:
-        if not self.corpus_fingerprint:
-            raise RetrievalError(f"the retriever '{self.name}' has no index yet. Call index(corpus) or load(folder).")
-
     def save(self, folder: Path) -> None:
-        self._require_index()
+        self.require_index()
         about = {
             "format": FORMAT,
             "retriever": self.name,
             "settings": self.settings(),
-            "encoder": getattr(self.encoder, "name", None),
-            "encoder_fingerprint": self.encoder_fingerprint(),
-            "max_length": getattr(self.encoder, "max_length", None),
+            **about_encoder(self, self.encoder),
             "corpus_fingerprint": self.corpus_fingerprint,
         }
         with new_folder(folder) as working:

@@ -11,9 +11,9 @@ from peft_rag.errors import ConfigError, RetrievalError
 from peft_rag.files import new_folder, sha256_of_json
 from peft_rag.retrieval.base import Encoder, Neighbours, Retriever
 from peft_rag.retrieval.cache import cache_folder
-from peft_rag.retrieval.recorded import check_encoder, manifest_of, recorded_encoder
+from peft_rag.retrieval.recorded import about_encoder, check_encoder, manifest_of, recorded_encoder
 from peft_rag.retrieval.storage import write_manifest
-from peft_rag.retrieval.vectors import check_exclude, check_finite, check_k, empty_neighbours, fill_nearest, pair_scores
+from peft_rag.retrieval.vectors import check_finite, empty_neighbours, fill_nearest, pair_scores
 
 if TYPE_CHECKING:
     import numpy as np
@@ -95,16 +95,9 @@ class MilvusRetriever(Retriever):
             client.insert(collection, [{POSITION: position, VECTOR: vector} for position, vector in rows])
         client.flush(collection)
 
-    def search(
-        self,
-        texts: Sequence[str],
-        k: int,
-        exclude: Sequence[Collection[int]] | None = None,
-        progress: str | None = None,
+    def find(
+        self, texts: Sequence[str], k: int, exclude: Sequence[Collection[int]] | None, progress: str | None
     ) -> Neighbours:
-        check_k(k)
-        check_exclude(exclude, len(texts))
-        self._require_index()
         if k > _MOST:
             raise ConfigError(f"milvus returns at most {_MOST:,} documents for a query, but k is {k:,}.")
         found = empty_neighbours(len(texts), k)
@@ -154,10 +147,6 @@ class MilvusRetriever(Retriever):
         vectors = np.array([hit["entity"][VECTOR] for hit in hits], dtype=np.float32)
         return positions, vectors.reshape(len(hits), query.shape[1])
 
-    def _require_index(self) -> None:
-        if self._client is None:
-            raise RetrievalError(f"the retriever '{self.name}' has no index yet. Call index(corpus) or load(folder).")
-
     def save(self, folder: Path) -> None:
         """Write where the vectors are kept and what they belong to; the vectors stay in Milvus.
 
@@ -165,16 +154,14 @@ class MilvusRetriever(Retriever):
             RetrievalError: nothing has been indexed.
             ArtefactError: the folder already holds something.
         """
-        self._require_index()
+        self.require_index()
         about = {
             "format": FORMAT,
             "retriever": self.name,
             "settings": self.settings(),
             "uri": self.uri,
             "collection": self._collection,
-            "encoder": self.encoder.name,
-            "encoder_fingerprint": self.encoder.fingerprint,
-            "max_length": getattr(self.encoder, "max_length", None),
+            **about_encoder(self, self.encoder),
             "corpus_fingerprint": self.corpus_fingerprint,
             "count": self._documents,
         }

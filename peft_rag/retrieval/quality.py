@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from peft_rag.errors import ConfigError, DataError, RetrievalError, ShapeError
 from peft_rag.records import Record
-from peft_rag.retrieval.base import Neighbours
-from peft_rag.retrieval.hnsw import HnswIndex, HnswRetriever
-from peft_rag.retrieval.vectors import check_k, exact_search
+from peft_rag.retrieval.base import Encoder, Neighbours, check_k
 from peft_rag.text_files import kind_of
 
 if TYPE_CHECKING:
@@ -26,6 +24,9 @@ if TYPE_CHECKING:
     Rankings: TypeAlias = Mapping[str, Sequence[str]]
 
 _ROUNDING = 1e-5
+
+
+_MOST_EF = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,34 @@ class ChosenEf:
 
     ef: int
     recall: float
+
+
+@runtime_checkable
+class VectorSearch(Protocol):
+    """A retriever that compares vectors: encoding and searching can be timed apart, and searching be done exactly."""
+
+    encoder: Encoder
+
+    def search_vectors(
+        self, queries: NDArray[np.float32], k: int, exclude: Sequence[Collection[int]] | None = None
+    ) -> Neighbours:
+        """Search for vectors ``(Q, D)`` that the encoder gave."""
+        ...
+
+    def search_exactly(
+        self, queries: NDArray[np.float32], k: int, exclude: Sequence[Collection[int]] | None = None
+    ) -> Neighbours:
+        """Do the same, comparing every document."""
+        ...
+
+
+@runtime_checkable
+class GraphSearch(VectorSearch, Protocol):
+    """One whose graph can be searched with any ``ef``."""
+
+    def with_ef(self, ef: int) -> GraphSearch:
+        """Return the same index, searched by looking at ``ef`` candidates for each query."""
+        ...
 
 
 def score_rankings(rankings: Rankings, judgements: Judgements, k: int) -> Quality:
@@ -160,46 +189,38 @@ def graph_recall(found: Neighbours, exact: Neighbours) -> float:
     return float(np.minimum(right, held.sum(axis=1)).sum() / held.sum())
 
 
-def choose_ef(index: HnswIndex | HnswRetriever, queries: NDArray[np.float32], k: int, recall: float = 0.99) -> ChosenEf:
+def choose_ef(search: Callable[[int], Neighbours], exact: Neighbours, recall: float = 0.99) -> ChosenEf:
     """Find the smallest ``ef`` of a graph that reaches a recall@k against exact search on some queries.
 
     ``ef`` is doubled until the recall is reached, then the last interval is halved. A graph's recall grows with ``ef``
     but for chance, so the result is the smallest up to that chance. A search looks at no fewer candidates than it
     fetches, ``2 k + 8``, whatever ``ef`` says.
 
-    Dims: Q queries, D dimensions.
-
     Args:
-        index: a graph, or a retriever that holds one.
-        queries: vectors of length 1, ``(Q, D)``; some hundred, like those that will be asked.
-        k: how many neighbours.
+        search: returns what the graph finds for the queries with an ``ef``.
+        exact: what exact search finds for them; of some hundred, like those that will be asked.
         recall: the recall@k wanted, in (0, 1].
 
     Raises:
-        ConfigError: ``recall`` or ``k`` is out of range, or there are no queries.
-        RetrievalError: the retriever searches exactly and has no graph, or no ``ef`` reaches the recall.
+        ConfigError: ``recall`` is out of range, or there are no queries.
+        RetrievalError: no ``ef`` reaches the recall.
     """
-    check_k(k)
-    if not 0 < recall <= 1 or not len(queries):
-        raise ConfigError(f"choose_ef needs a recall in (0, 1] and queries, not {recall!r} and {len(queries)} queries.")
-    graph = _graph(index)
-    exact = exact_search(queries, graph.vectors, k)
+    if not 0 < recall <= 1 or not len(exact):
+        raise ConfigError(f"choose_ef needs a recall in (0, 1] and queries, not {recall!r} and {len(exact)} queries.")
     reached: dict[int, float] = {}
 
     def enough(ef: int) -> bool:
-        options = replace(graph.options, ef=ef)
-        found = HnswIndex(graph.graph, graph.vectors, options).search(queries, k)
-        reached[ef] = graph_recall(found, exact)
+        reached[ef] = graph_recall(search(ef), exact)
         return reached[ef] >= recall
 
-    low, high = k - 1, k
+    low, high = exact.k - 1, exact.k
     while not enough(high):
-        if high >= len(graph.vectors):
+        if high >= _MOST_EF:
             raise RetrievalError(
-                f"no ef gives this graph recall@{k} {recall}: with ef {high} it reaches {reached[high]:.4f}. "
+                f"no ef gives this graph recall@{exact.k} {recall}: with ef {high} it reaches {reached[high]:.4f}. "
                 "Build it with a larger M or ef_construction."
             )
-        low, high = high, min(2 * high, max(len(graph.vectors), high))
+        low, high = high, min(2 * high, _MOST_EF)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)
@@ -294,14 +315,3 @@ def _judged(rankings: Rankings, judgements: Judgements, k: int) -> dict[str, dic
 
 def _dcg(gains: Sequence[float]) -> float:
     return math.fsum(gain / math.log2(rank + 1) for rank, gain in enumerate(gains, start=1))
-
-
-def _graph(index: HnswIndex | HnswRetriever) -> HnswIndex:
-    if isinstance(index, HnswIndex):
-        return index
-    if index._graph is None:
-        raise RetrievalError(
-            f"the retriever has no graph to choose ef for: below {index.exact_below:,} documents it searches exactly, "
-            "and always finds all. Make it with a smaller exact_below."
-        )
-    return index._graph

@@ -25,11 +25,23 @@ def manifest_of(retriever: type[Retriever], folder: Path, format_number: int) ->
     return manifest
 
 
+def about_encoder(retriever: Retriever, encoder: Encoder) -> dict[str, Any]:
+    """Return what a saved index says of its encoder, which is loaded only if the retriever uses it."""
+    fingerprint = retriever.encoder_fingerprint()
+    return {
+        "encoder": getattr(encoder, "name", None),
+        "revision": getattr(encoder, "revision", None) if fingerprint else None,
+        "encoder_fingerprint": fingerprint,
+        "max_length": getattr(encoder, "max_length", None),
+    }
+
+
 def recorded_encoder(manifest: dict[str, Any]) -> Encoder:
     """Return the sentence encoder that an index names."""
-    from peft_rag.retrieval.encoder import SentenceEncoder
+    from peft_rag.retrieval.encoder import SentenceEncoder, recorded_name
 
-    return SentenceEncoder(manifest["encoder"], max_length=manifest["max_length"])
+    name = recorded_name(manifest["encoder"], manifest.get("revision"))
+    return SentenceEncoder(name, max_length=manifest["max_length"])
 
 
 def check_encoder(retriever: Retriever, encoder: Encoder, manifest: dict[str, Any], folder: Path) -> None:

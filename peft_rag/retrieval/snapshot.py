@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from peft_rag.corpus import Document
 from peft_rag.errors import RetrievalError, ShapeError
-from peft_rag.retrieval.base import Neighbours
+from peft_rag.retrieval.base import Neighbours, check_exclude, check_k
 from peft_rag.retrieval.graph import StoredGraph
 from peft_rag.retrieval.manifest import Manifest, check_files, damaged, read_manifest
 from peft_rag.retrieval.ranking import Candidates, Exclude, rank_exactly
 from peft_rag.retrieval.shards import Shards
-from peft_rag.retrieval.vectors import check_exclude, check_finite, check_k, empty_neighbours, normalise
+from peft_rag.retrieval.vectors import check_finite, empty_neighbours, normalise
 
 if TYPE_CHECKING:
     import numpy as np
@@ -177,6 +177,13 @@ class Snapshot:
             rest = rank_exactly(self.shards, queries[pending], k, settings.metric, allowed=whole, exclude=remaining)
             found += replace(rest, queries=pending[rest.queries])
         return found.best(k)
+
+    def with_ef(self, ef: int) -> Snapshot:
+        """Return the same documents and graph, searched by looking at ``ef`` candidates for each query."""
+        settings, graph = replace(self.manifest.settings, ef=ef), self.graph
+        if graph is not None:
+            graph = StoredGraph(graph.graph, graph.entry, settings, graph.projection)
+        return Snapshot(replace(self.manifest, settings=settings), self.shards, self.deleted, graph)
 
     def known_answers(self) -> list[dict[str, Any]]:
         """Return a few documents' rows, each with what searching for its own vector finds."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,10 +139,11 @@ class IndexStore:
             FingerprintError: what is loaded is not what the index was built with.
         """
         if self._encoder is None:
-            from peft_rag.retrieval.encoder import SentenceEncoder
+            from peft_rag.retrieval.encoder import SentenceEncoder, recorded_name
 
             record = self.snapshot.manifest.encoder
-            loaded = SentenceEncoder(record["name"], max_length=record["max_length"])
+            name = recorded_name(record["name"], record["revision"])
+            loaded = SentenceEncoder(name, max_length=record["max_length"])
             self._encoder = matching(loaded, self.snapshot.manifest, self.folder)
         return self._encoder
 
@@ -301,6 +302,18 @@ class IndexStore:
                     bar.update(len(batch))
             fresh = Manifest(old.generation, old.encoder, old.dimension, old.settings, (), "", None, 0)
             self.snapshot = commit(self.folder, fresh, shards, none_deleted(len(rows)), progress)
+
+    def set_ef(self, ef: int) -> None:
+        """Look at ``ef`` candidates for each query from now on; documents, vectors and graph stay as they are.
+
+        Raises:
+            ConfigError: ``ef`` is below 1.
+            RetrievalError: another process writes the index, or the disk is full.
+        """
+        with writing(self.folder, "set ef"):
+            present = self._newest()
+            changed = replace(present.manifest, settings=replace(present.manifest.settings, ef=ef))
+            self.snapshot = commit(self.folder, changed, changed.shards, present.deleted, None)
 
     def info(self) -> dict[str, Any]:
         """Return, as JSON, what the index is: counts, settings, encoder, sizes, versions."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Collection, Sequence
+from copy import copy
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +13,9 @@ from peft_rag.corpus import Corpus
 from peft_rag.errors import ConfigError, RetrievalError
 from peft_rag.files import new_folder
 from peft_rag.retrieval.base import NO_POSITION, Encoder, Neighbours, Retriever
+from peft_rag.retrieval.hnsw import no_graph
 from peft_rag.retrieval.manifest import read_manifest, write_manifest
 from peft_rag.retrieval.store import IndexStore
-from peft_rag.retrieval.vectors import check_exclude, check_k
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,27 +77,44 @@ class StoreRetriever(Retriever):
                 f"'{corpus.name}' ({len(corpus):,}). Build another, or bring it up to date with peft-rag index add."
             )
 
-    def search(
-        self,
-        texts: Sequence[str],
-        k: int,
-        exclude: Sequence[Collection[int]] | None = None,
-        progress: str | None = None,
+    def find(
+        self, texts: Sequence[str], k: int, exclude: Sequence[Collection[int]] | None, progress: str | None
     ) -> Neighbours:
-        check_k(k)
-        check_exclude(exclude, len(texts))
         return self.search_vectors(self.encoder.encode(texts, progress), k, exclude)
 
     def search_vectors(
         self, queries: NDArray[np.float32], k: int, exclude: Sequence[Collection[int]] | None = None
     ) -> Neighbours:
         """Search for vectors ``(Q, D)`` that the encoder gave; otherwise as `search`."""
+        return self._search(queries, k, exclude, exact=False)
+
+    def search_exactly(
+        self, queries: NDArray[np.float32], k: int, exclude: Sequence[Collection[int]] | None = None
+    ) -> Neighbours:
+        """Search as `search_vectors`, but compare every document."""
+        return self._search(queries, k, exclude, exact=True)
+
+    def with_ef(self, ef: int) -> StoreRetriever:
+        """Return the same index, searched by looking at ``ef`` candidates for each query; the folder is as it was.
+
+        Raises:
+            RetrievalError: it has no graph.
+        """
+        if self._snapshot.graph is None:
+            raise no_graph(self._snapshot.manifest.settings.exact_below)
+        other = copy(self)
+        other._snapshot = self._snapshot.with_ef(ef)
+        return other
+
+    def _search(
+        self, queries: NDArray[np.float32], k: int, exclude: Sequence[Collection[int]] | None, exact: bool
+    ) -> Neighbours:
         import numpy as np
 
         rows = None
         if exclude is not None:
             rows = [frozenset(self._rows[list(positions)].tolist()) if positions else () for positions in exclude]
-        found = self._snapshot.search(queries, k, rows, ties_by_id=False)
+        found = self._snapshot.search(queries, k, rows, ties_by_id=False, exact=exact)
         places = np.searchsorted(self._rows, found.positions)
         positions = np.where(found.positions == NO_POSITION, NO_POSITION, places)
         return Neighbours(positions.astype(np.int64), found.scores)

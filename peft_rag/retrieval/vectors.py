@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from peft_rag.errors import ConfigError, RetrievalError, ShapeError
-from peft_rag.retrieval.base import NO_POSITION, Neighbours
+from peft_rag.errors import RetrievalError, ShapeError
+from peft_rag.retrieval.base import NO_POSITION, Neighbours, check_exclude, check_k
 
 if TYPE_CHECKING:
     import numpy as np
@@ -153,18 +153,6 @@ def check_finite(vectors: NDArray[np.float32], kind: str) -> None:
         raise RetrievalError(
             f"the {kind} vector {row} holds NaN or infinity. Look for a text or a model that makes it so."
         )
-
-
-def check_k(k: int) -> None:
-    """Raise `ConfigError` unless there is at least one neighbour to find."""
-    if k < 1:
-        raise ConfigError(f"k must be at least 1, but is {k}.")
-
-
-def check_exclude(exclude: Sequence[Collection[int]] | None, queries: int) -> None:
-    """Raise `ShapeError` unless there is one set of excluded positions a query."""
-    if exclude is not None and len(exclude) != queries:
-        raise ShapeError(f"exclude must have one entry a query, but has {len(exclude)} for {queries} queries.")
 
 
 def _candidates(

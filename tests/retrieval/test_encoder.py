@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from peft_rag.errors import BackboneError, ConfigError
-from peft_rag.retrieval.encoder import SentenceEncoder
+from peft_rag.retrieval.encoder import SentenceEncoder, recorded_name
 from peft_rag.retrieval.exact import ExactRetriever
 from peft_rag.retrieval.hnsw import HnswRetriever
+from peft_rag.retrieval.store import IndexStore
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -134,3 +135,53 @@ def test_encoder_that_is_nowhere_is_an_error_of_one_line_at_once(monkeypatch):
 def test_folder_without_a_model_is_an_error(tmp_path):
     with pytest.raises(BackboneError, match="cannot be loaded"):
         SentenceEncoder(str(tmp_path)).encode(["x"])
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch, tiny_bert):
+    """A hub's cache with two commits of one model: the older is tagged v1, the newer is main."""
+    import huggingface_hub.constants
+    from sentence_transformers import SentenceTransformer
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    model = SentenceTransformer(tiny_bert)
+    folder = tmp_path / "models--owner--tiny"
+    for tag, commit in (("v1", "a" * 40), ("main", "b" * 40)):
+        model.save(str(folder / "snapshots" / commit))
+        (folder / "refs").mkdir(exist_ok=True)
+        (folder / "refs" / tag).write_text(commit)
+        next(model.parameters()).data += 1
+    return folder
+
+
+def test_revision_is_the_commit_loaded_and_may_be_asked_for_after_an_at_sign(hub):
+    newest, tagged = SentenceEncoder("owner/tiny"), SentenceEncoder("owner/tiny@v1")
+    assert (newest.revision, tagged.revision) == ("b" * 40, "a" * 40)
+    assert newest.fingerprint != tagged.fingerprint
+    exactly = SentenceEncoder(f"owner/tiny@{'a' * 40}")
+    assert (exactly.revision, exactly.fingerprint) == ("a" * 40, tagged.fingerprint)
+    assert SentenceEncoder(recorded_name("owner/tiny@v1", "b" * 40)).fingerprint == newest.fingerprint
+
+
+def test_index_is_opened_with_the_commit_it_was_built_with_when_the_newest_is_another(hub, tmp_path, corpus):
+    retriever = ExactRetriever(SentenceEncoder("owner/tiny"))
+    retriever.index(corpus)
+    retriever.save(tmp_path / "index")
+    store = IndexStore.build(tmp_path / "store", corpus, SentenceEncoder("owner/tiny"))
+    assert store.info()["encoder"]["revision"] == "b" * 40
+    (hub / "refs" / "main").write_text("a" * 40)
+    assert ExactRetriever.load(tmp_path / "index").encoder.revision == "b" * 40
+    assert IndexStore.open(tmp_path / "store").encoder.revision == "b" * 40
+
+
+def test_revision_that_is_nowhere_or_asked_of_a_folder_is_an_error(hub, tiny_bert, tmp_path, monkeypatch):
+    with pytest.raises(BackboneError, match=r"'owner/tiny@v2' cannot .* Check the revision 'v2', or leave it away\."):
+        SentenceEncoder("owner/tiny@v2").encode(["x"])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").symlink_to(tiny_bert)
+    assert SentenceEncoder("mine").revision is None
+    with pytest.raises(ConfigError, match="'mine' is a folder, and revisions are the hub's"):
+        SentenceEncoder("mine@v1")
+    (tmp_path / "mine@v1").symlink_to(tiny_bert)
+    assert SentenceEncoder("mine@v1").dimension == 32

@@ -1,16 +1,23 @@
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from peft_rag.cli import main
 from peft_rag.cli.index_quality import add_to
+from peft_rag.corpus import Corpus, Document
 from peft_rag.errors import ConfigError, DataError, RetrievalError, ShapeError
 from peft_rag.records import read_records
 from peft_rag.retrieval.base import Neighbours
+from peft_rag.retrieval.bm25 import BM25Retriever
+from peft_rag.retrieval.exact import ExactRetriever
 from peft_rag.retrieval.hnsw import HnswIndex, HnswOptions, HnswRetriever
+from peft_rag.retrieval.manifest import StoreSettings
 from peft_rag.retrieval.quality import (
+    GraphSearch,
+    VectorSearch,
     choose_ef,
     graph_recall,
     judgements_in,
@@ -20,7 +27,11 @@ from peft_rag.retrieval.quality import (
     recall_at_k,
     score_rankings,
 )
+from peft_rag.retrieval.store import IndexStore
+from peft_rag.retrieval.store_retriever import StoreRetriever
 from peft_rag.retrieval.vectors import exact_search
+from peft_rag.retrieval.writing import writing
+from tests.retrieval.conftest import WordEncoder
 
 
 def drawn(seed):
@@ -140,26 +151,56 @@ def test_choose_ef_finds_the_smallest_that_reaches_the_recall(unit_vectors):
     graph = HnswIndex.build(vectors, HnswOptions(M=4, ef_construction=20))
     exact = exact_search(queries, vectors, 5)
 
-    def recall(ef):
-        return graph_recall(HnswIndex(graph.graph, vectors, HnswOptions(ef=ef)).search(queries, 5), exact)
+    def search(ef):
+        return HnswIndex(graph.graph, vectors, HnswOptions(ef=ef)).search(queries, 5)
 
-    chosen = choose_ef(graph, queries, 5, 0.95)
+    chosen = choose_ef(search, exact, 0.95)
     assert chosen.ef > 18
-    assert chosen.recall == recall(chosen.ef) >= 0.95
-    assert recall(chosen.ef - 1) < 0.95
+    assert chosen.recall == graph_recall(search(chosen.ef), exact) >= 0.95
+    assert graph_recall(search(chosen.ef - 1), exact) < 0.95
 
 
-def test_choose_ef_takes_retrievers_and_says_what_it_cannot_do(unit_vectors, corpus, encoder):
-    retriever = HnswRetriever(encoder, exact_below=0)
-    retriever.index(corpus)
-    assert choose_ef(retriever, retriever.vectors, 3, 1.0).recall == 1
-    exact = HnswRetriever(encoder)
-    exact.index(corpus)
-    with pytest.raises(RetrievalError, match="has no graph to choose ef for: below 10,000 documents"):
-        choose_ef(exact, exact.vectors, 3)
-    for queries, recall in ((retriever.vectors, 0), (retriever.vectors, 1.1), (retriever.vectors[:0], 0.9)):
+def test_choose_ef_refuses_what_cannot_be_reached():
+    exact = Neighbours(np.array([[1, 2]]), np.array([[0.9, 0.5]], dtype=np.float32))
+    for truth, recall in ((exact, 0), (exact, 1.1), (Neighbours(exact.positions[:0], exact.scores[:0]), 0.9)):
         with pytest.raises(ConfigError, match=r"needs a recall in \(0, 1\] and queries"):
-            choose_ef(retriever, queries, 3, recall)
+            choose_ef(lambda ef: exact, truth, recall)
+    nothing = Neighbours(np.full((1, 2), -1), np.full((1, 2), -np.inf, dtype=np.float32))
+    with pytest.raises(RetrievalError, match=r"no ef gives this graph recall@2 0\.9: with ef 65536 it reaches 0\.0000"):
+        choose_ef(lambda ef: nothing, exact, 0.9)
+
+
+def test_retrievers_with_a_graph_can_be_searched_with_any_ef(big_corpus, encoder, tmp_path):
+    hnsw = HnswRetriever(encoder, M=4, ef_construction=8, ef=1, exact_below=0)
+    hnsw.index(big_corpus)
+    IndexStore.build(tmp_path / "kb", big_corpus, encoder, StoreSettings(M=4, ef_construction=8, ef=1, exact_below=0))
+    queries = encoder.encode(big_corpus.texts[:60])
+    for retriever in (hnsw, StoreRetriever(encoder, folder=str(tmp_path / "kb"))):
+        assert isinstance(retriever, GraphSearch)
+        exact = retriever.search_exactly(queries, 3)
+        assert exact.positions.tolist() == exact_search(queries, hnsw.vectors, 3).positions.tolist()
+        poor = retriever.search_vectors(queries, 3)
+        better = retriever.with_ef(200).search_vectors(queries, 3)
+        assert graph_recall(poor, exact) < graph_recall(better, exact)
+        assert retriever.search_vectors(queries, 3).positions.tolist() == poor.positions.tolist()
+        assert retriever.with_ef(200).settings()["ef"] == 200
+
+
+def test_retrievers_without_a_graph_say_so(corpus, encoder, tmp_path):
+    hnsw = HnswRetriever(encoder)
+    hnsw.index(corpus)
+    IndexStore.build(tmp_path / "kb", corpus, encoder, StoreSettings(exact_below=28))
+    for retriever, least in ((hnsw, "10,000"), (StoreRetriever(encoder, folder=str(tmp_path / "kb")), "28")):
+        with pytest.raises(RetrievalError, match=f"has no graph to choose ef for: below {least} documents"):
+            retriever.with_ef(9)
+    assert not isinstance(ExactRetriever(encoder), GraphSearch)
+    assert not isinstance(BM25Retriever(), VectorSearch)
+
+
+@pytest.fixture
+def big_corpus():
+    draw = np.random.default_rng(0)
+    return Corpus([Document(f"d{n}", " ".join(f"w{w}" for w in draw.integers(0, 80, 6))) for n in range(1500)])
 
 
 @pytest.fixture
@@ -225,8 +266,79 @@ def test_evaluate_says_what_is_wrong(run, files):
     assert "both name judgements" in run("evaluate", "--qrels", "x", "--relevant-field", "docs")[2]
     assert "cannot be read" in run("evaluate", "--qrels", str(files / "none"))[2]
     assert "unknown option 'retriever.eff'" in run("evaluate", "--retriever.eff", "3")[2]
+    assert "--save-ef writes the ef that --recall finds into an index" in run("evaluate", "--save-ef")[2]
+    assert "both 'kb' and" in run("evaluate", "kb")[2]
     for other in ("exact", "bm25"):
         assert f"retriever is '{other}'. Use hnsw" in run("evaluate", "--retriever", other, "--recall", "0.9")[2]
+
+
+@pytest.fixture
+def kb(big_corpus, files, tiny_bert, monkeypatch):
+    """A poor index of 1,500 documents with an encoder that is not the default, and queries among them."""
+    monkeypatch.chdir(files)
+    settings = StoreSettings(M=4, ef_construction=8, ef=1, exact_below=0)
+    documents = [replace(one, text=f"{one.text} apple of w{n}") for n, one in enumerate(big_corpus)]
+    return IndexStore.build("kb", documents, WordEncoder(), settings)
+
+
+def test_evaluate_measures_an_index_folder_and_saves_the_ef_for_a_recall(kb, files, monkeypatch, capsys):
+    monkeypatch.setattr("peft_rag.cli.progress.hold_back_chatter", lambda: None)
+    monkeypatch.setattr("peft_rag.retrieval.encoder.SentenceEncoder", named_words)
+    monkeypatch.setattr("peft_rag.knowledge.SentenceEncoder", named_words)
+    chosen = list(kb.documents())[::20]
+    rows = [{"id": f"q{n}", "text": one.text, "docs": [one.id]} for n, one in enumerate(chosen)]
+    (files / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["index", "evaluate", "kb", "--queries", "asked.jsonl", "--relevant-field", "docs", "--k", "3"]
+    output = ["--output", "out.json"]
+
+    def scores():
+        return json.loads((files / "out.json").read_text())["scores"]
+
+    assert main([*words, *output]) == 0, capsys.readouterr().err
+    poor = scores()
+    assert set(poor) >= {"recall@3", "MRR@3", "nDCG@3", "graph recall vs exact", "queries/s after encoding"}
+    assert poor["graph recall vs exact"] < 0.9
+    assert main([*words, "--recall", "0.9", "--save-ef", *output]) == 0, capsys.readouterr().err
+    ef = scores()["ef for recall 0.9"]
+    assert f"saved: ef {ef} instead of 1 in kb\n" in capsys.readouterr().out
+    assert main([*words, *output]) == 0
+    good = scores()
+    assert good["graph recall vs exact"] >= 0.9
+    assert good["recall@3"] > poor["recall@3"]
+    assert json.loads((files / "out.json").read_text())["settings"]["ef"] == ef
+    kb.refresh()
+    assert (kb.info()["ef"], kb.info()["generation"]) == (ef, 2)
+    assert kb.verify()["documents"] == 1500
+
+
+def named_words(name, **options):
+    assert name == WordEncoder.name
+    return WordEncoder()
+
+
+def test_ef_is_set_by_one_writer_and_nothing_else_changes(kb):
+    kb.delete(["d1"])
+    kept = {name: entry for name, entry in kb.snapshot.manifest.files.items() if not name.startswith("deleted")}
+    with (
+        writing(kb.folder, "add"),
+        pytest.raises(RetrievalError, match=r"is being written by process \d+ on .* \(add\)"),
+    ):
+        kb.set_ef(50)
+    with pytest.raises(ConfigError, match="ef must be a whole number of at least 1, but is 0"):
+        kb.set_ef(0)
+    kb.set_ef(50)
+    again = IndexStore.open(kb.folder, WordEncoder())
+    assert (again.info()["ef"], again.info()["deleted"], len(again)) == (50, 1, 1499)
+    assert kept.items() <= again.snapshot.manifest.files.items()
+
+
+def test_evaluate_and_overlap_want_one_source(files, capsys):
+    queries = ["--queries", str(files / "queries.jsonl")]
+    for name in ("evaluate", "overlap"):
+        assert main(["index", name, *queries]) == 2
+        assert "but neither is named. Name one." in capsys.readouterr().err
+        assert main(["index", name, str(files), *queries]) == 2
+        assert f"'{files}' holds no index (no manifest.json)." in capsys.readouterr().err
 
 
 def test_overlap_lists_and_counts(run, files):

@@ -126,7 +126,7 @@ class AllowsNoNeighbours(Broken):
 
 class KeepsTheFirstCorpus(Broken):
     def index(self, corpus, progress=None):
-        if self._vectors is None:
+        if not self.corpus_fingerprint:
             super().index(corpus)
 
 
