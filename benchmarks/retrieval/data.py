@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from peft_rag.config import DEFAULT_MODEL
 from peft_rag.corpus import Document
 from peft_rag.demo import DEMO_DATA, demo_records
+from peft_rag.retrieval.base import Encoder
 from peft_rag.retrieval.cache import cache_folder
 from peft_rag.retrieval.chunks import sentence_spans
 from peft_rag.retrieval.encoder import SentenceEncoder
@@ -25,7 +27,7 @@ _SAMPLE = 1024
 class KnownVectors:
     """An encoder that looks up what the real one gave, so that all but encoding is timed."""
 
-    def __init__(self, encoder: SentenceEncoder, texts: Sequence[str], vectors: NDArray[np.float32]) -> None:
+    def __init__(self, encoder: Encoder | SimpleNamespace, texts: Sequence[str], vectors: NDArray[np.float32]) -> None:
         """Remember the vectors ``(N, D)`` of N distinct texts."""
         self.name, self.fingerprint, self.dimension = encoder.name, encoder.fingerprint, encoder.dimension
         self._rows = {text: row for row, text in enumerate(texts)}

@@ -5,17 +5,23 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import hnswlib
 import numpy as np
-import pyarrow.ipc  # noqa: F401 - loaded beforehand, so that its own size is not counted
+from numpy.typing import NDArray
 
 from benchmarks.retrieval import searchers
+from benchmarks.retrieval.data import KnownVectors
+from peft_rag.corpus import Document
+from peft_rag.retrieval.manifest import StoreSettings
 from peft_rag.retrieval.snapshot import Snapshot
 from peft_rag.retrieval.store import IndexStore
+
+_FEW = 512
 
 
 def measure(kind: str, folder: Path, queries: Path, ef: int, k: int) -> dict[str, Any]:
@@ -46,12 +52,7 @@ def _memory() -> dict[str, int]:
 
 def _main(kind: str, folder: Path, queries_file: Path, ef: int, k: int) -> None:
     queries = np.load(queries_file)
-    # A first product and a first search of something small start the libraries' threads and buffers.
-    _ = queries[:64] @ queries[:64].T
-    small = hnswlib.Index(space="ip", dim=queries.shape[1])
-    small.init_index(max_elements=64)
-    small.add_items(queries[:64])
-    small.knn_query(queries[:64], k=1)
+    _warm_up(queries[:_FEW])
     before, begun = _memory(), time.perf_counter()
     if kind == "hnswlib":
         searcher = searchers.raw_hnswlib(next(folder.glob("graph-*.hnsw")), queries.shape[1])
@@ -66,6 +67,16 @@ def _main(kind: str, folder: Path, queries_file: Path, ef: int, k: int) -> None:
         searcher.search(queries[start : start + 256], k)
     after = _memory()
     print(json.dumps({name: after[name] - before[name] for name in after} | {"seconds": seconds}))
+
+
+def _warm_up(vectors: NDArray[np.float32]) -> None:
+    """Use a small index once, so that imports, threads and buffers of the libraries are not counted."""
+    texts = [str(number) for number in range(len(vectors))]
+    encoder = KnownVectors(SimpleNamespace(name="", fingerprint="", dimension=vectors.shape[1]), texts, vectors)
+    settings = StoreSettings.compact(exact_below=len(texts))
+    with tempfile.TemporaryDirectory() as folder:
+        small = IndexStore.build(Path(folder) / "index", [Document(text, text) for text in texts], encoder, settings)
+        small.search_vectors(vectors, 1)
 
 
 if __name__ == "__main__":

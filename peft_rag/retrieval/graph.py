@@ -25,6 +25,7 @@ _SLACK = 8
 _GROWTH = 4
 _EXACT_FROM = 4
 _BATCH = 8192
+_PAIRS = 4096
 _PENDING_SHARE = 10
 _ROUNDING = 1e-5
 
@@ -125,10 +126,14 @@ class StoredGraph:
     def _scored(
         self, shards: Shards, queries: NDArray[np.float32], near: NDArray[np.int64], rows: NDArray[np.int64]
     ) -> Candidates:
-        """Return pairs with the scores of exact search."""
+        """Return pairs with the scores of exact search, a few vectors in memory at a time."""
         import numpy as np
 
-        scores = score_pairs(queries, near, shards.vectors(rows), np.arange(len(rows)), self.settings.metric)
+        scores = np.empty(len(rows), dtype=np.float32)
+        for start in range(0, len(rows), _PAIRS):
+            part = slice(start, start + _PAIRS)
+            vectors = shards.vectors(rows[part])
+            scores[part] = score_pairs(queries, near[part], vectors, np.arange(len(vectors)), self.settings.metric)
         return Candidates(near, rows, scores)
 
 
