@@ -34,6 +34,7 @@ from peft_rag.errors import ConfigError
 
 Say = Callable[[str], None]
 
+WORKER = (sys.executable, "-m", "peft_rag.benchmark.worker")
 _PAUSE = 0.05
 
 
@@ -123,7 +124,7 @@ def _start(piece: Piece, folder: Path, place: Path, jobs: int) -> Running | None
         environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
     with log.open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "peft_rag.benchmark.worker", str(path)],
+            [*WORKER, str(path)],
             stdin=subprocess.PIPE,
             stdout=file,
             stderr=subprocess.STDOUT,
