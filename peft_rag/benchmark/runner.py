@@ -179,6 +179,8 @@ def _kill(running: Running) -> None:
     with suppress(ProcessLookupError):
         os.killpg(running.process.pid, signal.SIGKILL)
     running.process.wait()
+    if running.process.stdin is not None:
+        running.process.stdin.close()
 
 
 @contextmanager
