@@ -111,7 +111,7 @@ def test_trial_that_diverges_says_so_and_a_cell_without_trials_cannot_run(toy_su
     result = finish(trial, tmp_path)
     assert result["status"] == "diverged"
     assert "loss is" in result["error"]
-    with pytest.raises(CannotRun, match=r"none of 1 trials ended well; the first: the loss is"):
+    with pytest.raises(CannotRun, match=r"none of 1 trials ended well; the first: the (validation )?loss is"):
         spec_of(piece, tmp_path)
 
 
@@ -178,5 +178,5 @@ def test_off_difference_sees_a_backbone_that_changed(tiny_bert: str) -> None:
     texts = ["apple pear", "iron zinc tin"]
     assert off_difference(model, texts) == 0
     with torch.no_grad():
-        model.backbone.get_base_model().embeddings.word_embeddings.weight[18] += 1e-2
+        model.backbone.get_base_model().embeddings.word_embeddings.weight *= -1
     assert off_difference(model, texts) > 1e-4
