@@ -67,6 +67,10 @@ class TrainingError(PeftRagError):
     """Training cannot start, or diverged."""
 
 
+class DivergedError(TrainingError):
+    """A loss became infinite or no number at all."""
+
+
 class ArtefactError(PeftRagError):
     """An artefact cannot be written or read."""
 

@@ -73,7 +73,10 @@ class Prepared:
     test: Split
 
 
-def run(config: RunConfig, say: Say = print) -> RunResult:
+Observe = Callable[[Prepared, Answers], None]
+
+
+def run(config: RunConfig, say: Say = print, *, observe: Observe | None = None) -> RunResult:
     """Train one method with one fusion on one data set and save the artefact.
 
     The untrained model, retrieval alone, and the trained model without and with retrieval are measured on the test
@@ -83,6 +86,7 @@ def run(config: RunConfig, say: Say = print) -> RunResult:
     Args:
         config: what to run.
         say: takes each line of progress.
+        observe: given the trained model with its splits and what it answered, before it is saved.
 
     Raises:
         PeftRagError: something the user can mend; nothing half-written is left behind.
@@ -107,6 +111,8 @@ def run(config: RunConfig, say: Say = print) -> RunResult:
             refit_head(prepared, checked, tell)
         targets = prepared.splits.task.targets(prepared.test.examples)
         answers = Answers(before | measure_after(prepared, checked, tell), targets)
+        if observe is not None:
+            observe(prepared, answers)
         arms = {arm: prepared.splits.task.evaluate(given, targets) for arm, given in answers.log_probs.items()}
         overlap = measure_overlap(prepared, answers)
         measured = metrics(
@@ -132,9 +138,8 @@ def run(config: RunConfig, say: Say = print) -> RunResult:
 
 def prepare(config: RunConfig, working: Path, say: Say) -> Prepared:
     """Read the data, load the models, attach the method, retrieve the neighbours; nothing is trained yet."""
-    task = make_part(load(TASKS, config.task), "task", _task_options(config))
     fusion: Fusion = make_part(load(FUSIONS, config.fusion), "fusion", config.part_options("fusion"))
-    splits = _splits(config, task)
+    splits = read_data(config)
     say(
         f"data: {len(splits.train):,} train, {len(splits.validation):,} validation, {len(splits.test):,} test, "
         f"{len(splits.corpus):,} documents"
@@ -231,20 +236,34 @@ def refit_head(prepared: Prepared, checked: Outputs, say: Say) -> None:
 
 
 def _train_features(prepared: Prepared) -> Tensor:
-    """Return the tuned features of the training examples, out of the encoded corpus where they are its documents."""
+    """Return the tuned features of the training examples, out of the encoded corpus where they are its documents.
+
+    Where no fusion asks for the encoded corpus it is encoded all the same, so that a run without retrieval and the arm
+    without retrieval of another are one, bit for bit: what a text is batched with shows in its features' last digits.
+    """
     import torch
 
+    from peft_rag.fusion.base import Split
+    from peft_rag.model import labelled_examples
+
     model = prepared.model
-    memory = model.memory(progress="encoding the corpus")
-    if memory is None or memory.features is None or not prepared.splits.fields.is_training_data:
+    if model.fusion.reads_neighbours or not prepared.splits.fields.is_training_data:
         return model.outputs(prepared.train, progress="tuned features").features
+    memory = model.memory(progress="encoding the corpus")
+    features = memory.features if memory is not None else None
+    if features is None:
+        assert model.knowledge is not None
+        documents = Split(labelled_examples(model.knowledge))
+        features = model.outputs(documents, progress="encoding the corpus").features
     place = {document.id: number for number, document in enumerate(prepared.splits.corpus)}
-    return memory.features[torch.tensor([place[example.id] for example in prepared.train.examples])]
+    return features[torch.tensor([place[example.id] for example in prepared.train.examples])]
 
 
-def _splits(config: RunConfig, task: Any) -> Splits:
+def read_data(config: RunConfig) -> Splits:
+    """Read the examples of a run and its corpus, with the task that knows their labels; nothing heavy is loaded."""
     from peft_rag.data import CorpusFields
 
+    task = make_part(load(TASKS, config.task), "task", _task_options(config))
     return read_splits(
         task,
         train=config.train,

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import EvalPrediction
 
-from peft_rag.errors import ConfigError, TrainingError
+from peft_rag.errors import ConfigError, DivergedError, TrainingError
 from peft_rag.fusion.base import Split
 from peft_rag.registry import suggest
 
@@ -124,7 +124,8 @@ def train(
         say: takes a line for each evaluation.
 
     Raises:
-        TrainingError: the loss is not a number, nothing is trainable, or no checkpoint can be resumed.
+        DivergedError: the loss is not a number.
+        TrainingError: nothing is trainable, or no checkpoint can be resumed.
     """
     if not model.trained_state():
         raise TrainingError("nothing is trainable: attach a method first (model.attach('lora')).")
@@ -222,7 +223,7 @@ class ExamplesTrainer(Trainer):
     def check_finite(self, what: str, value: float) -> None:
         """Raise when a number that training rests on is none."""
         if not math.isfinite(value):
-            raise TrainingError(
+            raise DivergedError(
                 f"{what} is {value} at step {self.state.global_step + 1} with learning rate "
                 f"{self._get_learning_rate():.2e}. Lower --learning_rate, or set --max_grad_norm."
             )

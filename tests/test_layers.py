@@ -29,6 +29,7 @@ LAYERS = [
     {"artefact"},
     {"results", "workspace", "measuring"},
     {"job", "testing"},
+    {"benchmark"},
     {"cli"},
     {"__main__"},
 ]

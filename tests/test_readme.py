@@ -23,7 +23,7 @@ COMMANDS = [
     for part in line.split("&&")
     if (words := shlex.split(part))[:1] == ["peft-rag"]
 ]
-RUN_FILES = sorted((ROOT / "examples").glob("*.yaml"))
+RUN_FILES = sorted((ROOT / "examples").glob("wiki-topics*.yaml"))
 
 pytestmark = [
     pytest.mark.slow,
@@ -50,6 +50,8 @@ def small(words: list[str], flags: list[str]) -> list[str]:
     given = words[1:]
     if given[0] == "index" and given[1] not in ("delete", "info", "compact"):
         return given + [flag for flag in flags if flag.startswith("--encoder")]
+    if given[0] == "benchmark":
+        return [*given, "--dry-run"]
     if given[0] != "train" or "--help" in given:
         return given
     for name, value in (("--max_length", "32"), ("--last_layers", "1")):

@@ -154,6 +154,7 @@ METHOD = Method(
     config_class=BitFitConfig,
     tuner_class=BitFitTuner,
     learning_rate=1e-3,
+    search={"norm_scales": (False, True)},
     mergeable=True,
     find_targets=find_biases,
 )

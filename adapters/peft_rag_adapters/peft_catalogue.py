@@ -35,6 +35,7 @@ ADALORA = shipped(
     peft.AdaLoraConfig,
     conv1d=True,
     options={"total_step": 10_000},
+    search={"init_r": (12, 24, 16)},
     limits={"several adapters": "peft trains one AdaLoRA adapter at a time"},
 )
 """LoRA as a singular value decomposition, whose rank a training loop can spread over the layers.

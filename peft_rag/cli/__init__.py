@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from peft_rag import __version__
-from peft_rag.cli import evaluate, index, plugins, predict, train
+from peft_rag.cli import benchmark, evaluate, index, plugins, predict, train
 from peft_rag.cli.flags import split_part_options
 from peft_rag.errors import PeftRagError
 
@@ -18,6 +18,7 @@ retrieved, and both are picked by name.
   peft-rag train examples/wiki-topics.yaml            train, measure before and after, save an artefact
   peft-rag train --train a.jsonl --output out/        the same on your own data
   peft-rag predict out/ questions.jsonl --explain     predictions with the neighbours behind them
+  peft-rag benchmark examples/benchmark-demo.yaml     methods side by side, with intervals, controls and costs
   peft-rag methods lora                               what can be picked, with options and defaults
 """
 
@@ -61,6 +62,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"peft-rag {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for module in (train, predict, evaluate, index, plugins):
+    for module in (train, predict, evaluate, benchmark, index, plugins):
         module.add_to(commands)
     return parser

@@ -25,6 +25,7 @@ class Method:
         target_modules: which modules it wraps, by the backbone's ``config.model_type``; peft's own rules of naming.
         options: defaults that differ from the config's own.
         learning_rate: what to train it with unless the user says otherwise.
+        search: values worth trying by option, the default first; a benchmark tries the method's size where it is empty.
         changes_output: why the output right after attaching is not the backbone's; empty when it is, bit for bit.
         mergeable: whether its weights can be folded into the backbone's.
         find_targets: names the modules to wrap where the architecture's name does not say enough; given the backbone
@@ -39,6 +40,7 @@ class Method:
     target_modules: Mapping[str, Sequence[str] | str] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     learning_rate: float = 1e-3
+    search: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     changes_output: str = ""
     mergeable: bool = False
     find_targets: Callable[[PreTrainedModel, Any], Sequence[str] | str] | None = None

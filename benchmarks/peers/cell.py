@@ -1,0 +1,108 @@
+"""What an external peer shares with the suite it stands beside: data, shots, seeds and steps, and one file a cell."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from peft_rag.benchmark.plan import Setting, as_run, make_plan
+from peft_rag.benchmark.provenance import about
+from peft_rag.benchmark.results import write_result
+from peft_rag.benchmark.sources import expand
+from peft_rag.benchmark.suite import read_suite
+from peft_rag.config import RunConfig
+from peft_rag.data import Splits
+from peft_rag.job import read_data
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a peer answers.
+
+    Attributes:
+        probabilities: of the test examples, ``(N, C)``, classes in the task's order.
+        costs: what it measured of itself, by the names of a cell file.
+    """
+
+    probabilities: np.ndarray[Any, Any]
+    costs: dict[str, Any]
+
+
+Peer = Callable[[RunConfig, Splits], Answer]
+
+
+def main(method: str, script: str, packages: Sequence[str], peer: Peer) -> None:
+    """Run a peer once for each data set, number of shots and seed of a suite, and leave its cells beside the others."""
+    parser = argparse.ArgumentParser(description=f"Run {method} on the data, shots and seeds of a suite.")
+    parser.add_argument("suite", help="e.g. benchmarks/suites/banking77-10shot.yaml")
+    parser.add_argument("--output", default="benchmarks/results", help="folder of the results (%(default)s)")
+    known = parser.parse_args()
+    suite = read_suite(known.suite)
+    settings = {cell.setting.name: cell.setting for cell in make_plan(suite).cells}
+    for seed in suite.seeds:
+        for setting in settings.values():
+            path = Path(known.output) / suite.name / f"{setting.name}-{method}-none-s{seed}.json"
+            if path.exists():
+                print(f"{path.stem}: there already")
+                continue
+            result = _cell(setting, method, seed, packages, peer)
+            result["command"] = f"python benchmarks/peers/{script} {known.suite}"
+            write_result(path, result)
+            print(f"{path.stem}: {result['status']} {result['error']}", flush=True)
+
+
+def _cell(setting: Setting, method: str, seed: int, packages: Sequence[str], peer: Peer) -> dict[str, Any]:
+    sources = {name: expand(source) for name, source in setting.data.sources.items()}
+    config = as_run({**setting.settings, **sources, "seed": seed})
+    splits = read_data(config)
+    started, begun = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), time.perf_counter()
+    status, error, facts = "done", "", {}
+    try:
+        facts = _facts(splits, peer(config, splits))
+    except Exception as caught:
+        status, error = "failed", f"{type(caught).__name__}: {' '.join(str(caught).split())}"
+    key = {"dataset": setting.data.name, "shots": setting.shots, "backbone": setting.backbone}
+    made = about([]) | {"sources": {}, "started": started, "seconds": time.perf_counter() - begun}
+    made["versions"] |= {"python": platform.python_version()} | {name: _version(name) for name in packages}
+    return {
+        "format": 1,
+        "suite": setting.suite.name,
+        "suite_fingerprint": "",
+        "cell": {**key, "method": method, "fusion": "none", "seed": seed, "external": True},
+        "command": "",
+        **{"main_metric": "", "targets": [], "arms": {}, "costs": {}, "tuning": {"trials": [], "chosen": {}}},
+        "status": status,
+        "error": error,
+        **made,
+        **facts,
+    }
+
+
+def _facts(splits: Splits, answer: Answer) -> dict[str, Any]:
+    import torch
+
+    from peft_rag.benchmark.work import described_arm, plain_classes
+
+    targets = splits.task.targets(splits.test)
+    log_probs = torch.tensor(answer.probabilities).clamp(min=1e-12).log()
+    return {
+        "main_metric": splits.task.main_metric,
+        "targets": plain_classes(targets),
+        "arms": {"off": described_arm(splits.task, log_probs, targets)},
+        "costs": answer.costs,
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,160 @@
+"""What a trained model costs, measured on it: memory, bytes, speed with and without retrieval, and on the backbone."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from peft_rag.fusion.base import Fusion, Outputs, Split
+from peft_rag.fusion.none import NoFusion
+
+if TYPE_CHECKING:
+    from peft_rag.model import RetrievalAugmentedModel
+
+_SINGLE_TEXTS = 50
+_BATCHED_TEXTS = 256
+_WARM_UP = 5
+_COMPARED_TEXTS = 16
+_MILLISECONDS = 1000.0
+
+
+def peak_memory() -> dict[str, int]:
+    """Return the largest memory so far in bytes, of this process and of the accelerator apart."""
+    import torch
+
+    from peft_rag.results import peak_memory_bytes
+
+    device = int(torch.cuda.max_memory_allocated()) if torch.cuda.is_available() else 0
+    return {"peak_memory_bytes": peak_memory_bytes() - device, "device_peak_memory_bytes": device}
+
+
+def batched(model: RetrievalAugmentedModel, split: Split, *, whole: bool) -> tuple[Outputs, float]:
+    """Run a split through the model in batches.
+
+    Args:
+        model: trained.
+        split: with what was retrieved for it.
+        whole: run all of it rather than the first 256 examples.
+
+    Returns:
+        What the model gave, and tokens per second, padding not counted.
+    """
+    part = split if whole else _first(split, _BATCHED_TEXTS)
+    begun = time.perf_counter()
+    outputs = model.outputs(part)
+    seconds = time.perf_counter() - begun
+    return outputs, sum(len(row["input_ids"]) for row in model.encode(part)) / seconds
+
+
+def latency(model: RetrievalAugmentedModel, texts: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Return median and 95th percentile of the milliseconds one prediction takes, without and with retrieval.
+
+    Each of the first 50 texts is predicted alone, from text to label: with retrieval, the query is encoded and searched
+    for as well. What was computed before is not looked up: neighbours go to a cache of their own.
+    """
+    measured = {"without": _percentiles(_single(model, texts, NoFusion()))}
+    if not isinstance(model.fusion, NoFusion):
+        measured["with"] = _percentiles(_single(model, texts, model.fusion))
+    return measured
+
+
+def off_difference(model: RetrievalAugmentedModel, texts: Sequence[str]) -> float:
+    """Return the largest change that training left in the backbone with its adapter off: it must be 0.
+
+    The hidden states of a backbone loaded anew are compared with those of the trained model under `disable_adapter`.
+    """
+    import torch
+
+    from peft_rag.backbone import load_backbone
+
+    batch = model.tokenizer(
+        list(texts[:_COMPARED_TEXTS]), truncation=True, max_length=model.max_length, padding=True, return_tensors="pt"
+    ).to(model.device)
+    fresh = load_backbone(model.source.name).model.to(model.device)
+    model.eval()
+    with torch.no_grad(), model.disable_adapter():
+        ours = model.backbone(**batch).last_hidden_state
+        theirs = fresh(**batch).last_hidden_state
+    return float((ours[:, ours.shape[1] - theirs.shape[1] :] - theirs).abs().max())
+
+
+def index_of_features(model: RetrievalAugmentedModel) -> dict[str, float]:
+    """Return bytes and seconds of the corpus encoded by the tuned backbone, measured by encoding it again."""
+    model.forget()
+    begun = time.perf_counter()
+    memory = model.memory()
+    seconds = time.perf_counter() - begun
+    features = memory.features if memory is not None else None
+    size = 0 if features is None else features.element_size() * features.nelement()
+    return {"index_bytes": size, "index_seconds": seconds}
+
+
+def tensor_bytes(folder: Path) -> dict[str, int]:
+    """Return the bytes of every tensor in an artefact, by file and name."""
+    from safetensors import safe_open
+
+    sizes = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - no mapping
+                tensor = file.get_tensor(name)
+                sizes[f"{path.stem}:{name}"] = tensor.element_size() * tensor.nelement()
+    return sizes
+
+
+def load_seconds(folder: Path) -> float:
+    """Return the seconds that loading an artefact takes, backbone and checks included."""
+    from peft_rag.artefact import load
+
+    begun = time.perf_counter()
+    load(str(folder))
+    return time.perf_counter() - begun
+
+
+def _single(model: RetrievalAugmentedModel, texts: Sequence[str], fusion: Fusion) -> list[float]:
+    times = []
+    with _answering(model, fusion):
+        for number in range(-min(_WARM_UP, len(texts)), min(_SINGLE_TEXTS, len(texts))):
+            # Warm-up takes texts from the end, so that none is asked for twice where there are enough.
+            begun = time.perf_counter()
+            model.predict([texts[number]])
+            if number >= 0:
+                times.append((time.perf_counter() - begun) * _MILLISECONDS)
+    return times
+
+
+@contextmanager
+def _answering(model: RetrievalAugmentedModel, fusion: Fusion) -> Iterator[None]:
+    """Let the model answer by a fusion, with an empty cache; the encoded corpus stays."""
+    before, knowledge = model.fusion, model.knowledge
+    with tempfile.TemporaryDirectory() as cache:
+        model.fusions[model.adapter] = fusion
+        if knowledge is not None:
+            model.knowledge = replace(knowledge, cache=Path(cache))
+        try:
+            yield
+        finally:
+            model.fusions[model.adapter], model.knowledge = before, knowledge
+
+
+def _percentiles(times: Sequence[float]) -> dict[str, float]:
+    import numpy as np
+
+    middle, high = np.percentile(times, [50, 95])
+    return {"p50": float(middle), "p95": float(high)}
+
+
+def _first(split: Split, count: int) -> Split:
+    from peft_rag.retrieval.base import Neighbours
+
+    found = split.neighbours
+    return Split(
+        split.examples[:count],
+        None if found is None else Neighbours(found.positions[:count], found.scores[:count]),
+        split.forbidden[:count],
+    )

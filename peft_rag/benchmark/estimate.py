@@ -1,0 +1,104 @@
+"""How long a suite will take: a few batches of its data run through the backbone, and what a run does with them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from peft_rag.benchmark.pieces import Piece
+from peft_rag.benchmark.plan import Cell, Search, Setting, as_run, fusion_of
+from peft_rag.benchmark.sources import expand
+
+if TYPE_CHECKING:
+    from peft_rag.backbone import Backbone
+
+_BATCH = 32
+_MEASURED = 3 * _BATCH
+_START = 14.0
+"""Seconds that a process spends on imports, models and costs, on two cores."""
+_STEP = 2.5
+"""A training step over a forward pass, where the backbone's own weights need no gradient."""
+_EVALUATIONS = 5
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What a setting costs.
+
+    Attributes:
+        train, validation, test, documents: numbers of examples.
+        seconds: of one example's forward pass by label of the fusion that reads neighbours beside it; its own text
+            alone under the empty label.
+    """
+
+    train: int
+    validation: int
+    test: int
+    documents: int
+    seconds: dict[str, float]
+
+
+def estimate(pieces: Iterable[Piece]) -> float:
+    """Return the seconds that pieces will take one after the other, by a few batches measured on this machine."""
+    paces: dict[str, Pace] = {}
+    total = 0.0
+    for piece in pieces:
+        setting = piece.work.setting
+        if setting.name not in paces:
+            paces[setting.name] = _measure(setting)
+        total += _expected(piece, paces[setting.name])
+    return total
+
+
+def _expected(piece: Piece, pace: Pace) -> float:
+    setting, plain = piece.work.setting, pace.seconds[""]
+    if isinstance(piece.work, Search):
+        return _START * len(setting.suite.fusions) + plain * 2 * (pace.documents + pace.test)
+    label = piece.work.fusion.label if isinstance(piece.work, Cell) else ""
+    each = pace.seconds.get(label, plain)
+    batch = int(as_run(setting.settings).training.get("per_device_train_batch_size", _BATCH))
+    trained = _STEP * batch * setting.suite.budget.max_steps + 2 * pace.train + _EVALUATIONS * pace.validation
+    if not isinstance(piece.work, Cell):
+        return _START + each * trained
+    reads = label in pace.seconds
+    passes = 3 + len(setting.suite.controls) if reads else 2
+    encoded = pace.test + (0 if reads else 2 * pace.documents)
+    return 2 * _START + each * (trained + passes * pace.test) + plain * encoded
+
+
+def _measure(setting: Setting) -> Pace:
+    """Read a setting's data and time a few batches of its test texts, alone and with as many more as neighbours."""
+    from peft_rag.backbone import load_backbone
+    from peft_rag.job import read_data
+
+    sources = {name: expand(source) for name, source in setting.data.sources.items()}
+    config = as_run({**setting.settings, **sources})
+    splits = read_data(config)
+    texts = [example.text for example in splits.test[:: max(1, len(splits.test) // _MEASURED)][:_MEASURED]]
+    backbone = load_backbone(config.backbone)
+    seconds = {"": _forward(backbone, texts, config.max_length)}
+    for entry in setting.suite.fusions:
+        fusion = fusion_of(entry, setting)
+        if fusion.reads_neighbours:
+            more = [" ".join(texts[row : row + 1 + fusion.neighbours_wanted]) for row in range(len(texts))]
+            longest = as_run({**setting.settings, **entry.options}).max_length
+            seconds[entry.label] = _forward(backbone, more, longest)
+    return Pace(len(splits.train), len(splits.validation), len(splits.test), len(splits.corpus), seconds)
+
+
+def _forward(backbone: Backbone, texts: Sequence[str], max_length: int) -> float:
+    """Return the seconds of one example's forward pass, in batches of texts of like length as training groups them."""
+    import torch
+
+    model, tokenizer = backbone.model, backbone.tokenizer
+    ordered = sorted(texts, key=len)
+    begun = time.perf_counter()
+    for start in range(0, len(ordered), _BATCH):
+        given = tokenizer(
+            ordered[start : start + _BATCH], truncation=True, max_length=max_length, padding=True, return_tensors="pt"
+        )
+        with torch.no_grad():
+            model(**given)
+    return (time.perf_counter() - begun) / len(ordered)

@@ -1,0 +1,71 @@
+"""Where a suite's data lies: variables in paths, what is absent, and a hash of what is there."""
+
+from __future__ import annotations
+
+import os
+import re
+from functools import lru_cache
+from pathlib import Path
+
+from peft_rag.benchmark.suite import DataSet
+from peft_rag.errors import DataError
+from peft_rag.files import sha256_of_file
+from peft_rag.records import SUFFIXES
+
+_VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
+
+
+def expand(source: str) -> str:
+    """Put the values of ``$NAME`` and ``${NAME}`` into a source.
+
+    Raises:
+        DataError: a variable is not set.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        name = match[1] or match[2]
+        if name not in os.environ:
+            raise DataError(f"'{source}': the variable {name} is not set. Set it to the folder that holds the data.")
+        return os.environ[name]
+
+    return _VARIABLE.sub(value, source)
+
+
+def without_places(text: str, sources: dict[str, str]) -> str:
+    """Put the variables of sources, and ``~`` for the home folder, back in place of their values in a message."""
+    for name in {match[1] or match[2] for source in sources.values() for match in _VARIABLE.finditer(source)}:
+        if os.environ.get(name):
+            text = text.replace(os.environ[name], f"${{{name}}}")
+    home = str(Path.home())
+    return text.replace(home, "~") if len(home) > 1 else text
+
+
+def why_absent(data: DataSet) -> str:
+    """Say in one line why a data set cannot be used; an empty string where all of its files are there."""
+    for source in data.sources.values():
+        try:
+            path = Path(expand(source))
+        except DataError as error:
+            return str(error)
+        if path.suffix.lower() in SUFFIXES and not path.is_file():
+            return f"there is no file {source}"
+    return ""
+
+
+def content_hashes(data: DataSet) -> dict[str, str]:
+    """Return a hash of each file's content by split; of demo data and hub data sets the name stands for the content."""
+    return {split: _content_hash(expand(source)) for split, source in data.sources.items()}
+
+
+def _content_hash(source: str) -> str:
+    path = Path(source)
+    if not path.is_file():
+        return source
+    about = path.stat()
+    return _hash(path, about.st_mtime_ns, about.st_size)
+
+
+@lru_cache(maxsize=256)
+def _hash(path: Path, changed: int, size: int) -> str:
+    """Hash a file; time of change and size are there so that one that was written anew is hashed anew."""
+    return sha256_of_file(path)

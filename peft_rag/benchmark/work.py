@@ -1,0 +1,241 @@
+"""The work of a benchmark, one piece a process: search a seed's data, try settings, measure a cell."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peft_rag.benchmark.sources import expand
+from peft_rag.config import RunConfig, from_mapping
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from peft_rag.data import Splits
+    from peft_rag.job import Answers, Prepared
+    from peft_rag.tasks.base import Task
+
+NEAR = 0.95
+ARMS = {"with_retrieval": "retrieved", "without_retrieval": "off"}
+_SPLITS = ("train", "validation", "test", "corpus")
+_DECIMALS = 4
+
+Facts = dict[str, Any]
+
+
+def try_settings(spec: Mapping[str, Any]) -> Facts:
+    """Train with one choice of settings and score it on validation.
+
+    Args:
+        spec: ``settings`` of the run, without a test split.
+
+    Returns:
+        ``validation``: each score by name, and the ``loss`` in nats.
+    """
+    from peft_rag.job import prepare, refit_head, tune
+
+    with tempfile.TemporaryDirectory() as folder:
+        config = _config(spec["settings"], Path(folder) / "out")
+        prepared = prepare(config, Path(folder), _say)
+        report = tune(prepared, config, _say)
+        model, task = prepared.model, prepared.splits.task
+        checked = model.outputs(prepared.validation)
+        if config.head_refit:
+            refit_head(prepared, checked, _say)
+        log_probs, targets = model.judge(checked).log_probs, task.targets(prepared.validation.examples)
+    scores = {name: score.value for name, score in task.evaluate(log_probs, targets, resamples=0).items()}
+    return {
+        "validation": scores | {"loss": float(task.loss(log_probs, targets))},
+        "main_metric": task.main_metric,
+        "train_seconds": report.seconds,
+        "steps": report.steps,
+    }
+
+
+def search_data(spec: Mapping[str, Any]) -> Facts:
+    """Index a seed's corpus, look for leaks, and find the neighbours that the cells of this seed will ask for.
+
+    Args:
+        spec: ``settings`` of a run without retrieval, and ``fusions``: the names that each fusion adds to them.
+
+    Returns:
+        ``audit``: positions of test examples whose text, or nearly, is training data or a document; ``index_bytes`` and
+        ``index_seconds`` of the retriever's index, the encoding of the corpus included.
+    """
+    from peft_rag.job import prepare, read_data
+
+    config = _config(spec["settings"], Path("out"))
+    splits = read_data(config)
+    facts = _index(config, splits) | _audit(config, splits)
+    for options in spec["fusions"]:
+        with tempfile.TemporaryDirectory() as folder:
+            prepare(_config({**spec["settings"], **options}, Path(folder) / "out"), Path(folder), _say)
+    return facts
+
+
+def measure_cell(spec: Mapping[str, Any]) -> Facts:
+    """Run a cell's job once, with its controls and costs.
+
+    Args:
+        spec: ``settings`` of the run, ``controls`` wanted, ``seed``, and ``index`` bytes and seconds of the retriever.
+    """
+    from peft_rag.benchmark.controls import control_arms
+    from peft_rag.benchmark.costs import batched, latency, load_seconds, off_difference, peak_memory, tensor_bytes
+    from peft_rag.job import run
+
+    seen: Facts = {}
+    costs: Facts = {}
+
+    def observe(prepared: Prepared, answers: Answers) -> None:
+        costs.update(peak_memory())
+        model, texts = prepared.model, [example.text for example in prepared.test.examples]
+        outputs, costs["tokens_per_second"] = batched(model, prepared.test, whole=model.fusion.needs_labels)
+        arms = {ARMS.get(arm, arm): given for arm, given in answers.log_probs.items()}
+        arms |= control_arms(model, prepared.test, outputs, spec["controls"], spec["seed"])
+        costs["latency_ms"] = latency(model, texts)
+        costs["off_difference"] = off_difference(model, texts)
+        costs.update(_index_costs(prepared, spec["index"]))
+        seen["task"], seen["arms"], seen["targets"] = prepared.splits.task, arms, answers.targets
+        seen["fusion"] = model.fusion.to_dict()
+
+    with tempfile.TemporaryDirectory() as folder:
+        artefact = Path(folder) / "artefact"
+        result = run(_config(spec["settings"], artefact), _say, observe=observe)
+        costs["tensor_bytes"], costs["load_seconds"] = tensor_bytes(artefact), load_seconds(artefact)
+        costs["artefact_bytes"] = _artefact_bytes(artefact)
+    for name in ("trainable_parameters", "train_seconds", "examples_per_second", "steps"):
+        costs[name] = result.metrics[name]
+    task = seen["task"]
+    return {
+        "main_metric": task.main_metric,
+        "fusion_settings": seen["fusion"],
+        "targets": plain_classes(seen["targets"]),
+        "arms": {arm: described_arm(task, given, seen["targets"]) for arm, given in seen["arms"].items()},
+        "costs": costs,
+    }
+
+
+def described_arm(task: Task, log_probs: Tensor, targets: Tensor) -> Facts:
+    """Return an arm as a cell file holds it: scores, and per example the prediction and its probability."""
+    return {
+        "scores": {name: score.value for name, score in task.evaluate(log_probs, targets, resamples=0).items()},
+        "predictions": plain_classes(log_probs.argmax(-1)),
+        "probabilities": [round(probability, _DECIMALS) for _, probability in task.decode(log_probs)],
+    }
+
+
+def plain_classes(classes: Tensor) -> list[Any]:
+    """Turn class indices ``(N,)`` into whole numbers, and rows of 0/1 per class ``(N, C)`` into lists of classes."""
+    if classes.dim() == 1:
+        return [int(value) for value in classes.tolist()]
+    return [[place for place, on in enumerate(row) if on] for row in classes.tolist()]
+
+
+def command_of(settings: Mapping[str, Any], output: str) -> str:
+    """Write the command line that repeats a run; variables in paths are left for the shell.
+
+    >>> command_of({"train": "${DATA}/a.jsonl", "method.r": 4, "head_refit": False}, "runs/a")
+    'peft-rag train --train "${DATA}/a.jsonl" --method.r 4 --head_refit false --output runs/a'
+    """
+    words = [f"--{name} {_quoted(value)}" for name, value in settings.items() if value != ""]
+    return " ".join(["peft-rag train", *words, f"--output {_quoted(output)}"])
+
+
+def _quoted(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        value = ",".join(map(str, value))
+    text = str(value).lower() if isinstance(value, bool) or value is None else str(value)
+    return f'"{text}"' if "$" in text and not set('"`\\') & set(text) else shlex.quote(text)
+
+
+def _config(settings: Mapping[str, Any], output: Path) -> RunConfig:
+    expanded = {name: expand(value) if name in _SPLITS else value for name, value in settings.items()}
+    return from_mapping({"disable_tqdm": True, **expanded, "output": str(output)}, where="the suite")
+
+
+def _audit(config: RunConfig, splits: Splits) -> Facts:
+    from peft_rag.corpus import Corpus, Document
+    from peft_rag.retrieval.cache import cache_folder
+    from peft_rag.retrieval.encoder import SentenceEncoder
+    from peft_rag.retrieval.exact import ExactRetriever
+    from peft_rag.retrieval.neighbours import Query
+    from peft_rag.retrieval.overlap import EXACT, find_overlap
+
+    retriever = ExactRetriever(SentenceEncoder(config.encoder, cache=cache_folder()))
+    queries = [Query(example.id, example.text) for example in splits.test]
+    known = [splits.corpus]
+    if not splits.fields.is_training_data:
+        known.append(Corpus.from_documents([Document(one.id, one.text) for one in splits.train], "training data"))
+    masks: dict[str, set[int]] = {EXACT: set(), "any": set()}
+    for corpus in known:
+        report = find_overlap(queries, corpus, retriever, threshold=NEAR)
+        masks[EXACT] |= set(report.mask(EXACT).nonzero()[0].tolist())
+        masks["any"] |= set(report.mask().nonzero()[0].tolist())
+    near = sorted(masks["any"] - masks[EXACT])
+    return {"audit": {"threshold": NEAR, "exact": sorted(masks[EXACT]), "near": near}}
+
+
+def _index(config: RunConfig, splits: Splits) -> Facts:
+    from peft_rag.knowledge import make_retriever
+    from peft_rag.retrieval.cache import cache_folder
+
+    cache = cache_folder()
+    with _empty_cache() as folder:
+        retriever = make_retriever(config.retriever, config.encoder, config.part_options("retriever"))
+        retriever.encoder_fingerprint()  # loads the encoder, which is no part of building an index
+        begun = time.perf_counter()
+        retriever.index(splits.corpus)
+        seconds = time.perf_counter() - begun
+        retriever.save(folder / "index")
+        size = sum(path.stat().st_size for path in (folder / "index").rglob("*") if path.is_file())
+        kept = folder / "embeddings"
+        if kept.is_dir():  # what was encoded to be timed need not be encoded again
+            shutil.copytree(kept, cache / "embeddings", dirs_exist_ok=True)
+    return {"index_bytes": size, "index_seconds": seconds}
+
+
+def _index_costs(prepared: Prepared, index: Mapping[str, Any]) -> Facts:
+    """Return bytes and seconds of what the fusion searches in; nothing where it searches nothing."""
+    from peft_rag.benchmark.costs import index_of_features
+
+    if prepared.model.fusion.needs_features:
+        return index_of_features(prepared.model)
+    if prepared.model.fusion.neighbours_wanted:
+        return {name: index[name] for name in ("index_bytes", "index_seconds")}
+    return {"index_bytes": 0, "index_seconds": 0.0}
+
+
+def _artefact_bytes(folder: Path) -> int:
+    from peft_rag.artefact import HASHED, MANIFEST
+
+    return sum((folder / name).stat().st_size for name in (*HASHED, MANIFEST))
+
+
+@contextmanager
+def _empty_cache() -> Iterator[Path]:
+    """Let nothing that was kept before shorten what is measured within."""
+    before = os.environ.get("PEFT_RAG_CACHE")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["PEFT_RAG_CACHE"] = folder
+        try:
+            yield Path(folder)
+        finally:
+            if before is None:
+                del os.environ["PEFT_RAG_CACHE"]
+            else:
+                os.environ["PEFT_RAG_CACHE"] = before
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+WORK = {"cell": measure_cell, "trial": try_settings, "search": search_data}
+"""What each kind of piece does."""
