@@ -29,6 +29,7 @@ LAYERS = [
     {"artefact"},
     {"results", "workspace"},
     {"job", "testing"},
+    {"benchmark"},
     {"cli"},
     {"__main__"},
 ]

@@ -42,11 +42,11 @@ def seed_variance(scores: FloatArray) -> float:
     seeds, examples = scores.shape
     if seeds < 2 or examples < 2:
         return 0.0
-    by_seed, by_example, whole = scores.mean(axis=1), scores.mean(axis=0), scores.mean()
+    by_seed, by_example, whole = scores.mean(axis=1), scores.mean(axis=0), float(scores.mean())
     rest = scores - by_seed[:, None] - by_example + whole
     mean_square_rest = float((rest**2).sum()) / ((seeds - 1) * (examples - 1))
     mean_square_seeds = examples * float(((by_seed - whole) ** 2).sum()) / (seeds - 1)
-    return max(0.0, mean_square_seeds - mean_square_rest) / examples
+    return float(max(0.0, mean_square_seeds - mean_square_rest) / examples)
 
 
 def bootstrap_means(tables: Sequence[FloatArray], *, resamples: int = RESAMPLES, seed: int = 0) -> FloatArray:
