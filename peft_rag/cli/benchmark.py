@@ -79,9 +79,9 @@ def _run(known: argparse.Namespace, rest: Sequence[str]) -> None:
     keep_suite(Path(known.suite), folder)
     run_plan(plan, folder, say, jobs=known.jobs, redo=known.redo)
     if not known.no_report:
-        from peft_rag.benchmark.report import write  # type: ignore[import-not-found]
+        from peft_rag.benchmark.report import write
 
-        write(Path(known.output), say)
+        write(folder, say)
 
 
 def _dry_run(plan: Plan, folder: Path, *, redo: bool) -> None:

@@ -1,0 +1,213 @@
+"""The files of a benchmark's cells, read into types."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from peft_rag.errors import ArtefactError
+
+FORMAT = 1
+DONE, FAILED, DIVERGED = "done", "failed", "diverged"
+RETRIEVED, OFF, RETRIEVAL_ALONE = "retrieved", "off", "retrieval_alone"
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True, order=True)
+class Setting:
+    """What methods are compared within.
+
+    Attributes:
+        dataset: name of the data set.
+        shots: training examples per class; 0 for all.
+        backbone: the frozen transformer.
+    """
+
+    dataset: str
+    shots: int
+    backbone: str
+
+
+@dataclass(frozen=True)
+class Arm:
+    """The answers of one model to the test split, seen with one kind of neighbours.
+
+    Attributes:
+        scores: each metric by name, in [0, 1] as a rule.
+        right: how right each answer is, in [0, 1], ``(N,)``; 1 and 0 for classifiers.
+    """
+
+    scores: Mapping[str, float]
+    right: FloatArray
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Test examples that stand in the training data or the corpus.
+
+    Attributes:
+        threshold: least similarity of near duplicates.
+        exact: positions of those that stand there word for word.
+        near: positions of those that stand there nearly.
+    """
+
+    threshold: float
+    exact: frozenset[int]
+    near: frozenset[int]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a benchmark, as its file says.
+
+    Attributes:
+        path: of the file.
+        suite: it belongs to.
+        fingerprint: of what in the suite decides it.
+        setting: data set, shots and backbone.
+        method, fusion, seed: the row and its repetition.
+        external: whether the run is of another library.
+        covers: labels of fusions whose rows this cell's arm without retrieval stands for.
+        status: ``done``, ``failed`` or ``diverged``.
+        error: why it is not done, on one line.
+        command: repeats the run.
+        commit, dirty, machine, versions, sources, started, seconds: what made it.
+        main_metric: name of the score that rows are ranked by.
+        targets: the right answers, ``(N,)``.
+        arms: by name; none unless it is done.
+        audit: None where it was not taken.
+        trials: choices of settings tried on validation.
+        chosen: the settings taken.
+        costs: by name, as measured.
+    """
+
+    path: Path
+    suite: str
+    fingerprint: str
+    setting: Setting
+    method: str
+    fusion: str
+    seed: int
+    external: bool
+    covers: tuple[str, ...]
+    status: str
+    error: str
+    command: str
+    commit: str
+    dirty: bool
+    machine: Mapping[str, Any]
+    versions: Mapping[str, str]
+    sources: Mapping[str, str]
+    started: str
+    seconds: float
+    main_metric: str
+    targets: tuple[Any, ...]
+    arms: Mapping[str, Arm]
+    audit: Audit | None
+    trials: int
+    chosen: Mapping[str, Any]
+    costs: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    @property
+    def done(self) -> bool:
+        return self.status == DONE
+
+    @property
+    def own_arm(self) -> str:
+        """The arm that the cell was trained for."""
+        return RETRIEVED if RETRIEVED in self.arms else OFF
+
+
+def read_cell(path: Path) -> Cell | None:
+    """Read the file of one cell; None where a JSON file is of something else.
+
+    Raises:
+        ArtefactError: it cannot be read; the message names what is wrong with it.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtefactError(f"'{path}' cannot be read ({error}). Remove it, and run its cell again.") from None
+    if not isinstance(content, dict) or "cell" not in content:
+        return None
+    if content.get("format") != FORMAT:
+        raise ArtefactError(f"'{path}' is of format {content.get('format')}, not {FORMAT}. Run its cell again.")
+    try:
+        return _cell(path, content)
+    except KeyError as error:
+        raise ArtefactError(f"'{path}' lacks the field {error}. Remove it, and run its cell again.") from None
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ArtefactError(f"'{path}' holds a value of the wrong kind ({error}). Run its cell again.") from None
+
+
+def _cell(path: Path, content: Mapping[str, Any]) -> Cell:
+    key, status = content["cell"], content["status"]
+    if status not in (DONE, FAILED, DIVERGED):
+        raise ValueError(f"status '{status}'")
+    targets = tuple(_answer(one) for one in content["targets"]) if status == DONE else ()
+    tuning = content.get("tuning") or {}
+    return Cell(
+        path=path,
+        suite=content["suite"],
+        fingerprint=content.get("suite_fingerprint", ""),
+        setting=Setting(key["dataset"], int(key["shots"]), key["backbone"]),
+        method=key["method"],
+        fusion=key["fusion"],
+        seed=int(key["seed"]),
+        external=bool(key.get("external", False)),
+        covers=tuple(content.get("covers", ())),
+        status=status,
+        error=content.get("error", ""),
+        command=content.get("command", ""),
+        commit=content.get("commit", ""),
+        dirty=bool(content.get("dirty", False)),
+        machine=content.get("machine", {}),
+        versions=content.get("versions", {}),
+        sources=content.get("sources", {}),
+        started=content.get("started", ""),
+        seconds=float(content.get("seconds", 0.0)),
+        main_metric=content.get("main_metric", "accuracy"),
+        targets=targets,
+        arms={name: _arm(arm, targets) for name, arm in content["arms"].items()} if status == DONE else {},
+        audit=_audit(content.get("audit"), len(targets)) if status == DONE else None,
+        trials=len(tuning.get("trials", ())),
+        chosen=tuning.get("chosen") or {},
+        costs=content.get("costs") or {},
+    )
+
+
+def _arm(content: Mapping[str, Any], targets: tuple[Any, ...]) -> Arm:
+    """Read an arm; where it says itself how right each answer is, under ``example_scores``, that is taken."""
+    if "example_scores" in content:
+        right = np.asarray(content["example_scores"], dtype=np.float64)
+    else:
+        predictions = [_answer(one) for one in content["predictions"]]
+        right = np.array([one == target for one, target in zip(predictions, targets, strict=True)], dtype=np.float64)
+    if len(right) != len(targets) or not len(right):
+        raise ValueError(f"{len(right)} answers to {len(targets)} examples")
+    return Arm({name: float(value) for name, value in content["scores"].items()}, right)
+
+
+def _answer(value: Any) -> Any:
+    """Make answers comparable: several classes are equal in whatever order."""
+    return frozenset(value) if isinstance(value, list) else value
+
+
+def _audit(content: Mapping[str, Any] | None, examples: int) -> Audit | None:
+    if not content:
+        return None
+    exact, near = frozenset(content["exact"]), frozenset(content["near"])
+    if not all(0 <= place < examples for place in exact | near):
+        raise ValueError(f"the audit names an example beyond the {examples} that there are")
+    return Audit(float(content["threshold"]), exact, near)

@@ -1,0 +1,137 @@
+"""Plots for papers, as PNG."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from peft_rag.benchmark.report.analysis import Result, Table
+from peft_rag.benchmark.report.costs import BY_NAME, PLOTTED, pareto_front
+from peft_rag.benchmark.report.results import NONE
+from peft_rag.benchmark.report.words import amount, setting_name
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_MARKERS = {NONE: "o", "knn": "^", "concat": "s"}
+_OTHER_MARKER = "D"
+_COLOURS = (
+    *("#6b7280", "#c8372d", "#d97706", "#0e8a66", "#2563eb"),
+    *("#8b3fd1", "#0891b2", "#c026a0", "#6a8f14", "#8a5a3b"),
+)
+_DOTS_PER_INCH = 200
+_WIDE = 20.0
+_LONGEST_NAME = 40
+
+
+def plots(tables: Sequence[Table]) -> Iterator[tuple[str, bytes]]:
+    """Yield file names and PNG images: quality against costs, and intervals, of each setting with a result.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    methods = sorted({one.row.key.method for table in tables for one in table.results})
+    colours = {method: _COLOURS[place % len(_COLOURS)] for place, method in enumerate(methods)}
+    for table in tables:
+        results = [one for one in table.results if one.right is not None]
+        if results:
+            name = setting_name(table.setting)
+            yield f"pareto-{name}.png", _png(_pareto_figure(table, results, colours))
+            yield f"intervals-{name}.png", _png(_interval_figure(table, results, colours))
+
+
+def _pareto_figure(table: Table, results: Sequence[Result], colours: dict[str, str]) -> Figure:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 8), layout="constrained")
+    for axes, name in zip(figure.subplots(2, 2, sharey=True).flat, PLOTTED, strict=True):
+        measured = [one for one in results if name in one.costs]
+        _pareto(axes, table.metric, name, measured, colours)
+    figure.suptitle(f"{_plain(table.label)}: {_plain(table.metric)} in percent")
+    _legend(figure, results, colours)
+    return figure
+
+
+def _pareto(axes: Axes, metric: str, name: str, results: Sequence[Result], colours: dict[str, str]) -> None:
+    at = {one.row.label: (one.costs[name], 100 * one.metrics[metric].mean) for one in results}
+    front = pareto_front({one.row.label: at[one.row.label] for one in results if one.row.complete})
+    positive = [cost for cost, _ in at.values() if cost > 0]
+    if positive and max(positive) > _WIDE * min(positive):
+        axes.set_xscale("symlog", linthresh=min(positive) / 2)
+    for one in results:
+        label = one.row.label
+        filled = colours[one.row.key.method] if one.row.complete else "none"
+        axes.scatter(
+            *at[label],
+            s=48,
+            marker=_marker(one),
+            facecolors=filled,
+            edgecolors=colours[one.row.key.method],
+            alpha=1.0 if label in front else 0.45,
+            zorder=3,
+        )
+    if front:
+        costs, values = zip(*(at[label] for label in front), strict=True)
+        axes.step(costs, values, where="post", color="#333333", linestyle=":", linewidth=1)
+    for label in front:
+        axes.annotate(_plain(label), at[label], xytext=(6, -10), textcoords="offset points", fontsize=8)
+    cost = BY_NAME[name]
+    axes.xaxis.set_major_formatter(lambda value, place: amount(value, cost.unit))
+    axes.set_xlabel(cost.title)
+    axes.grid(alpha=0.25)
+
+
+def _interval_figure(table: Table, results: Sequence[Result], colours: dict[str, str]) -> Figure:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 0.8 + 0.28 * len(results)), layout="constrained")
+    axes = figure.subplots()
+    for place, one in enumerate(results):
+        colour, value = colours[one.row.key.method], 100 * one.metrics[table.metric].mean
+        if one.right is not None and table.metric_is_share_right:
+            axes.plot([100 * one.right.low, 100 * one.right.high], [place, place], color=colour, linewidth=2, alpha=0.6)
+        filled = colour if one.row.complete else "white"
+        axes.plot(value, place, _marker(one), color=colour, markerfacecolor=filled)
+        if one.row.key == table.reference:
+            axes.axvline(value, color="#888888", linestyle="--", linewidth=1, zorder=0)
+    axes.set_yticks(range(len(results)), [_plain(one.row.label) for one in results], fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel(f"{_plain(table.metric)} in percent on {_plain(table.label)}")
+    axes.grid(axis="x", alpha=0.25)
+    return figure
+
+
+def _legend(figure: Figure, results: Sequence[Result], colours: dict[str, str]) -> None:
+    from matplotlib.lines import Line2D
+
+    methods = dict.fromkeys(one.row.key.method for one in results)
+    fusions = {one.row.key.fusion: _marker(one) for one in results}
+    handles: list[Any] = [
+        Line2D([], [], linestyle="", marker="o", color=colours[method], label=_plain(method)) for method in methods
+    ]
+    handles += [
+        Line2D([], [], linestyle="", marker=marker, color="#555555", label=_plain(fusion))
+        for fusion, marker in fusions.items()
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)), fontsize=8, frameon=False)
+
+
+def _marker(result: Result) -> str:
+    return _MARKERS.get(result.row.key.fusion, _OTHER_MARKER)
+
+
+def _plain(text: str) -> str:
+    """Keep a name from being read as a formula, and from taking the whole picture."""
+    shown = text if len(text) <= _LONGEST_NAME else f"{text[: _LONGEST_NAME - 1]}…"
+    return shown.replace("$", r"\$")
+
+
+def _png(figure: Figure) -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    FigureCanvasAgg(figure)
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=_DOTS_PER_INCH, metadata={"Software": None})
+    return image.getvalue()

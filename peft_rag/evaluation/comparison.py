@@ -1,0 +1,98 @@
+"""Paired comparison of trained models over the seeds and examples they share, and what it says in words.
+
+Dims: S seeds, N examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from peft_rag.evaluation.bootstrap import Score
+from peft_rag.evaluation.holm import holm
+from peft_rag.evaluation.two_level import FloatArray, interval, p_value
+
+LEVEL = 0.05
+BETTER, WORSE, SAME = "better", "worse", "no difference"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One row of a table against another.
+
+    Attributes:
+        difference: mean of the first minus mean of the second, with its 95% interval; both over what they share.
+        p: of "no difference", from the two-level bootstrap.
+        adjusted: the same after Holm's correction over the family; equal to ``p`` where it stands alone.
+        seeds: number of seeds compared.
+    """
+
+    difference: Score
+    p: float
+    adjusted: float
+    seeds: int
+
+    @property
+    def verdict(self) -> str:
+        """``better``, ``worse`` or ``no difference``, at an adjusted p of 5%."""
+        if self.adjusted >= LEVEL:
+            return SAME
+        return BETTER if self.difference.value > 0 else WORSE
+
+    def __str__(self) -> str:
+        """Say it in percentage points.
+
+        >>> str(Comparison(Score(0.015, 0.007, 0.023), 0.001, 0.004, 3))
+        'better by 1.5 [0.7, 2.3], p = 0.004'
+        """
+        difference = self.difference
+        low, high = 100 * difference.low, 100 * difference.high
+        if self.verdict == SAME:
+            shown = f"({100 * difference.value:+.1f} [{low:+.1f}, {high:+.1f}])"
+            return f"{SAME} {shown}, {p_in_words(self.adjusted)}"
+        if self.verdict == WORSE:
+            low, high = -high, -low
+        return (
+            f"{self.verdict} by {abs(100 * difference.value):.1f} [{low:.1f}, {high:.1f}], {p_in_words(self.adjusted)}"
+        )
+
+
+def difference_table(first: FloatArray, second: FloatArray) -> FloatArray:
+    """Return the paired differences of two tables of scores ``(S, N)``.
+
+    Raises:
+        ValueError: they do not hold the same seeds and examples.
+    """
+    if first.shape != second.shape:
+        raise ValueError(f"a paired comparison needs the same seeds and examples, got {first.shape} and {second.shape}")
+    return np.asarray(first - second, dtype=np.float64)
+
+
+def compare(differences: FloatArray, draws: FloatArray) -> Comparison:
+    """Judge a table of paired differences by the bootstrap draws of its mean.
+
+    Args:
+        differences: of `difference_table`, ``(S, N)``.
+        draws: the table's row of `peft_rag.evaluation.two_level.bootstrap_means`, ``(R,)``.
+    """
+    p = p_value(draws)
+    return Comparison(interval(float(differences.mean()), draws), p, p, len(differences))
+
+
+def as_family(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Return comparisons that are made together, each p adjusted by Holm's correction over them."""
+    adjusted = holm([comparison.p for comparison in comparisons])
+    return [replace(comparison, adjusted=p) for comparison, p in zip(comparisons, adjusted, strict=True)]
+
+
+def p_in_words(p: float) -> str:
+    """Write a p-value.
+
+    >>> p_in_words(0.0004), p_in_words(0.0123), p_in_words(0.4)
+    ('p < 0.001', 'p = 0.012', 'p = 0.40')
+    """
+    if p < 0.001:
+        return "p < 0.001"
+    return f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
