@@ -135,7 +135,7 @@ def measure_opening(folder: Path) -> dict[str, Any]:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     cold = _seconds(lambda: Snapshot.open(folder))
     graph = next(folder.glob("graph-*.hnsw"))
-    bare = min(_seconds(lambda: searchers.raw_hnswlib(graph, _graph_dimension(folder))) for _ in range(3))
+    bare = min(_seconds(lambda: searchers.load_hnswlib(graph, _graph_dimension(folder))) for _ in range(3))
     return {"warm": warm, "cold": cold, "graph_alone": bare, "bytes": sum(path.stat().st_size for path in files)}
 
 
@@ -170,9 +170,9 @@ def run(documents: int, queries: int, rounds: int, steps: int, say: Callable[[st
         say(f"built: {building}")
         plain, compact = (IndexStore.open(folder / name, known.encoder) for name in ("plain", "compact"))
         engines = [
-            (searchers.raw_hnswlib(next((folder / "plain").glob("graph-*.hnsw")), known.vectors.shape[1]), 0.99),
+            (searchers.raw_hnswlib(_graph(plain)), 0.99),
             (searchers.positions("peft-rag", plain), 0.99),
-            (searchers.documents("peft-rag, with documents", IndexStore.open(folder / "plain", known.encoder)), 0.99),
+            (searchers.documents("peft-rag, with documents", plain), 0.99),
             (searchers.positions("peft-rag compact", compact), 0.98),
             (searchers.faiss_hnsw(known.vectors, PLAIN.M, PLAIN.ef_construction), 0.99),
             (searchers.faiss_exact(known.vectors), 1.0),
@@ -199,6 +199,12 @@ def run(documents: int, queries: int, rounds: int, steps: int, say: Callable[[st
             },
             "command": " ".join(["python -m benchmarks.retrieval", *sys.argv[1:]]),
         }
+
+
+def _graph(store: IndexStore) -> Any:
+    """Return the graph of an index as hnswlib has it."""
+    assert store.snapshot.graph is not None
+    return store.snapshot.graph.graph
 
 
 def _processor() -> str:

@@ -55,7 +55,7 @@ def _main(kind: str, folder: Path, queries_file: Path, ef: int, k: int) -> None:
     _warm_up(queries[:_FEW])
     before, begun = _memory(), time.perf_counter()
     if kind == "hnswlib":
-        searcher = searchers.raw_hnswlib(next(folder.glob("graph-*.hnsw")), queries.shape[1])
+        searcher = searchers.raw_hnswlib(searchers.load_hnswlib(next(folder.glob("graph-*.hnsw")), queries.shape[1]))
         seconds = time.perf_counter() - begun
     else:
         store = IndexStore(folder, Snapshot.open(folder))

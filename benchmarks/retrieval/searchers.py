@@ -58,10 +58,19 @@ def _ef_of(store: IndexStore) -> Callable[[int], None]:
     return set_ef
 
 
-def raw_hnswlib(path: Path, dimension: int) -> Searcher:
-    """Plain hnswlib over the very graph that this library built; its ids are positions."""
+def load_hnswlib(path: Path, dimension: int) -> Any:
+    """Load a graph file of this library by plain hnswlib; its ids are positions."""
     index = hnswlib.Index(space="ip", dim=dimension)
     index.load_index(str(path))
+    return index
+
+
+def raw_hnswlib(index: Any) -> Searcher:
+    """Plain hnswlib over a loaded graph; the one that this library searches, or a copy of its own.
+
+    Two copies of one graph differ in speed by as much as a tenth, by where they lie in memory, so only the same copy
+    tells what a library adds.
+    """
 
     def search(queries: NDArray[np.float32], k: int) -> NDArray[np.int64]:
         found: NDArray[np.int64] = index.knn_query(queries, k=k)[0].astype(np.int64)

@@ -114,7 +114,7 @@ def _add_build(commands: Any) -> None:
         "Encode and index every document of a corpus. The corpus is streamed, so it may be larger than memory. If the\n"
         "build is interrupted, run the same command again: it goes on after the last finished shard.\n\n"
         "  peft-rag index build kb/ --corpus articles.jsonl --text-field body --id-field url\n"
-        "  peft-rag index build wiki/ --corpus demo:wiki-topics/corpus --threads 0\n"
+        "  peft-rag index build wiki/ --corpus demo:wiki-topics/corpus --threads 1\n"
         "  peft-rag index build small/ --corpus articles.jsonl --compact\n"
         "  peft-rag index build pages/ --corpus books.jsonl --chunk sentences --chunk-size 96",
         _build,
@@ -135,7 +135,7 @@ def _add_build(commands: Any) -> None:
         "M": (16, "links a node of the graph has; more find more and take more memory"),
         "ef-construction": (100, "candidates looked at for each document while building"),
         "ef": (64, "candidates looked at for each query; more find more and take longer"),
-        "threads": (1, "threads that build the graph; 1 builds the same graph every time, 0 uses every core"),
+        "threads": (0, "threads that build the graph; 0 uses every core, 1 builds the same graph every time"),
         "exact-below": (10_000, "fewer documents are searched exactly and need no graph"),
         "shard-size": (4096, "documents a file; an interrupted build loses at most so many encodings"),
         "graph-dimensions": (0, "dimensions that the graph compares; 0 compares all"),

@@ -26,6 +26,7 @@ _GROWTH = 4
 _EXACT_FROM = 4
 _BATCH = 8192
 _PAIRS = 4096
+_CLEAR = 4e-6
 _PENDING_SHARE = 10
 _ROUNDING = 1e-5
 
@@ -76,7 +77,7 @@ class StoredGraph:
         if fetched is None:
             return np.empty(0, np.int64), empty_neighbours(0, k)
         rows, scores = fetched
-        margin = _ROUNDING * np.maximum(1.0, np.abs(scores[:, -1:]))
+        margin = _CLEAR * np.maximum(1.0, np.abs(scores[:, -1:]))
         apart = (scores[:, :-1] - scores[:, 1:] > margin).all(axis=1)
         answered = np.flatnonzero(apart & _allowed(rows[:, :k], np.arange(len(rows)), allowed, exclude).all(axis=1))
         return answered, Neighbours(rows[answered, :k], scores[answered, :k])

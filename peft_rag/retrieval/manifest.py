@@ -33,7 +33,7 @@ class StoreSettings:
         M: links a node of the graph has on each level; more find more and take more memory.
         ef_construction: candidates looked at for each document while building the graph.
         ef: candidates looked at for each query; more find more and take longer.
-        threads: threads that build the graph; 1 builds the same graph every time, 0 uses every core.
+        threads: threads that build the graph; 0 uses every core, 1 builds the same graph every time.
         exact_below: an index of fewer documents is searched exactly and has no graph.
         shard_size: documents a file; an interrupted build loses at most so many encodings.
         precision: numbers of a stored vector: ``float32``, ``float16`` or ``int8``.
@@ -45,7 +45,7 @@ class StoreSettings:
     M: int = 16
     ef_construction: int = 100
     ef: int = 64
-    threads: int = 1
+    threads: int = 0
     exact_below: int = 10_000
     shard_size: int = 4096
     precision: str = "float32"
