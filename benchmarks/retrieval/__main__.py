@@ -82,14 +82,22 @@ def compare(
     ready = [(engine, tune(engine, queries[:half], exact[:half], wanted)) for engine, wanted in engines]
     times: dict[str, list[float]] = {engine.name: [] for engine, _ in ready}
     for number in range(rounds):
-        for engine, _ in ready if number % 2 else reversed(ready):
+        for engine, ef in ready if number % 2 else reversed(ready):
+            _set(engine, ef)
             times[engine.name].append(_seconds(partial(engine.search, queries[half:], K)))
     rows = []
     for engine, ef in ready:
+        _set(engine, ef)
         rates = sorted((len(queries) - half) / seconds for seconds in times[engine.name])
         reached = recall(engine.search(queries[half:], K), exact[half:])
         rows.append(Speed(engine.name, ef, reached, statistics.median(rates), rates[0], rates[-1]))
     return rows
+
+
+def _set(engine: Searcher, ef: int | None) -> None:
+    """Set an engine's ef again: engines over one graph share it."""
+    if engine.set_ef is not None and ef is not None:
+        engine.set_ef(ef)
 
 
 def _seconds(call: Callable[[], Any]) -> float:
