@@ -114,7 +114,10 @@ def iter_records(source: Source) -> Iterator[Record]:
         DataError: the source cannot be found or read, or holds no record; a bad line is met when its turn comes.
     """
     name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
-    records = _in_memory(source) if name is None else _read_named(name)
+    try:
+        records = _in_memory(source) if name is None else _read_named(name)
+    except OSError as error:
+        raise DataError(f"{name}: cannot be read ({error.strerror or error}). Check the path.") from None
     first = next(records, None)
     if first is None:
         raise DataError(f"{short_name(name or 'the data given')}: holds no records. Give a file with at least one.")

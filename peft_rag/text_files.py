@@ -35,10 +35,10 @@ def read_rows(path: Path) -> Iterator[Row]:
     """
     suffix = path.suffix.lower()
     if suffix in (".csv", ".tsv"):
-        return _csv(path.name, _lines(path), "\t" if suffix == ".tsv" else ",")
-    if suffix == ".json" and next(filter(str.strip, _lines(path)), "").lstrip().startswith("["):
-        return _json_array(path.name, "".join(_lines(path)))
-    return _json_lines(path.name, _lines(path))
+        return _csv(path.name, read_lines(path), "\t" if suffix == ".tsv" else ",")
+    if suffix == ".json" and next(filter(str.strip, read_lines(path)), "").lstrip().startswith("["):
+        return _json_array(path.name, "".join(read_lines(path)))
+    return _json_lines(path.name, read_lines(path))
 
 
 def kind_of(value: Any) -> str:
@@ -47,8 +47,13 @@ def kind_of(value: Any) -> str:
     return names.get(type(value), f"the {type(value).__name__} {str(value)[:40]}")
 
 
-def _lines(path: Path) -> Iterator[str]:
-    """Yield the lines of a file in UTF-8, with or without a byte-order mark, each with its line feed."""
+def read_lines(path: Path) -> Iterator[str]:
+    """Yield the lines of a file in UTF-8, with or without a byte-order mark, each with its line feed.
+
+    Raises:
+        DataError: a line is not in UTF-8, or holds a NUL byte.
+        OSError: it cannot be opened.
+    """
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             yield _decode(path, number, line)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from peft_rag.cli.flags import refuse
@@ -29,8 +28,8 @@ def add_to(commands: Any) -> None:
 
 
 def _run(known: argparse.Namespace, rest: Sequence[str]) -> None:
+    from peft_rag.cli.progress import write_result
     from peft_rag.evaluation.overlap import overlap_lines, scores_by_overlap
-    from peft_rag.files import write_json
     from peft_rag.parts import make_part
     from peft_rag.records import read_records
 
@@ -56,4 +55,4 @@ def _run(known: argparse.Namespace, rest: Sequence[str]) -> None:
             print(line)
         written["overlap"] = overlap
     if known.output:
-        write_json(Path(known.output), written)
+        write_result(known.output, written)

@@ -234,12 +234,15 @@ def _add_search(commands: Any) -> None:
 
 
 def _search(known: argparse.Namespace) -> None:
-    from peft_rag.errors import ConfigError
+    from peft_rag.errors import ConfigError, RetrievalError
 
-    texts = [*([known.text] if known.text else ()), *(_lines(known.queries) if known.queries else ())]
+    texts = [text for text in (known.text or "", *(_lines(known.queries) if known.queries else ())) if text.strip()]
     if not texts:
         raise ConfigError("there is nothing to search for. Give a text, or a file of texts with --queries.")
     store = open_store(known)
+    for name in known.exclude:
+        if name not in store:
+            raise RetrievalError(f"no document '{name}' in the index '{known.folder}' to exclude. Check the id.")
 
     def where(document: Document) -> bool:
         label, group = known.label, known.group
@@ -329,13 +332,14 @@ def _add_encoder(parser: argparse.ArgumentParser) -> None:
 def _lines(name: str) -> list[str]:
     """Return the lines of a file, or of standard input, that are not blank."""
     from peft_rag.errors import DataError
+    from peft_rag.text_files import read_lines
 
     try:
-        text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+        lines = sys.stdin.readlines() if name == "-" else list(read_lines(Path(name)))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8"
         raise DataError(f"{name}: cannot be read ({reason}). Give a text file in UTF-8, one entry a line.") from None
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    return [line.strip() for line in lines if line.strip()]
 
 
 SUBCOMMANDS: tuple[Add, ...] = (

@@ -93,12 +93,13 @@ def _parser(subcommands: Any, name: str, line: str, teach: str) -> argparse.Argu
 
 
 def _evaluate(known: argparse.Namespace, rest: Sequence[str]) -> None:
-    from peft_rag.cli.progress import hold_back_chatter, say
-    from peft_rag.files import write_json
+    from peft_rag.cli.progress import hold_back_chatter, say, write_result
     from peft_rag.knowledge import make_retriever, retriever_for
+    from peft_rag.retrieval.base import check_k
     from peft_rag.retrieval.neighbours import forbidden_positions
 
     options = _retriever_options(known, rest)
+    check_k(known.k)
     hold_back_chatter()
     _settle_source(known)
     known.retriever = known.retriever or retriever_for(known.corpus)
@@ -118,7 +119,7 @@ def _evaluate(known: argparse.Namespace, rest: Sequence[str]) -> None:
         _save_ef(known.corpus, result[_ef_line(known)])
     if known.output:
         about = {"retriever": known.retriever, "settings": retriever.settings(), "queries": len(queries)}
-        write_json(Path(known.output), {**about, "documents": len(corpus), "k": known.k, "scores": result})
+        write_result(known.output, {**about, "documents": len(corpus), "k": known.k, "scores": result})
 
 
 def _settle_source(known: argparse.Namespace) -> None:
@@ -143,6 +144,8 @@ def _check_ef_options(known: argparse.Namespace, retriever: Retriever) -> None:
     from peft_rag.knowledge import STORE
     from peft_rag.retrieval.quality import GraphSearch
 
+    if known.recall is not None and not 0 < known.recall <= 1:
+        raise ConfigError(f"--recall is a share above 0 and at most 1, but is {known.recall:g}.")
     if known.recall is not None and not isinstance(retriever, GraphSearch):
         raise ConfigError(f"--recall chooses ef for a graph, but the retriever is '{known.retriever}'. Use hnsw.")
     if known.save_ef and (known.recall is None or known.retriever != STORE):
@@ -216,8 +219,7 @@ def _against_exact(
 
 
 def _overlap(known: argparse.Namespace, rest: Sequence[str]) -> None:
-    from peft_rag.cli.progress import hold_back_chatter, say
-    from peft_rag.files import write_json
+    from peft_rag.cli.progress import hold_back_chatter, say, write_result
     from peft_rag.knowledge import STORE, make_retriever
     from peft_rag.retrieval.overlap import EXACT, NEAR, find_overlap
     from peft_rag.retrieval.stored import is_index
@@ -243,7 +245,7 @@ def _overlap(known: argparse.Namespace, rest: Sequence[str]) -> None:
     if len(pairs) > known.show:
         say(f"  and {len(pairs) - known.show:,} more; --output FILE writes all")
     if known.output:
-        write_json(Path(known.output), {"counts": counts, "threshold": report.threshold, "pairs": pairs})
+        write_result(known.output, {"counts": counts, "threshold": report.threshold, "pairs": pairs})
 
 
 def _pairs(report: OverlapReport, corpus: Corpus, queries: Sequence[Query]) -> list[dict[str, Any]]:

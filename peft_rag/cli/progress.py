@@ -5,11 +5,30 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from pathlib import Path
+from typing import Any
 
 
 def say(line: str) -> None:
     """Print a line at once."""
     print(line, flush=True)
+
+
+def write_result(name: str, value: Any) -> None:
+    """Write what was measured as JSON into the file that ``--output`` names.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    from peft_rag.errors import ConfigError
+    from peft_rag.files import write_json
+
+    try:
+        write_json(Path(name), value)
+    except OSError as error:
+        raise ConfigError(
+            f"--output {name} cannot be written ({error.strerror or error}). Name a file in a folder of yours."
+        ) from None
 
 
 def hold_back_chatter() -> None:

@@ -169,13 +169,17 @@ def read_manifest(folder: Path) -> Manifest:
         RetrievalError: there is none, it is damaged, or of another format.
     """
     path = folder / MANIFEST
-    if not path.is_file():
+    try:
+        path.open("rb").close()
+    except FileNotFoundError:
         unfinished = (folder / BUILDING).is_file()
         raise RetrievalError(
             f"'{folder}' holds an unfinished index. Run the same peft-rag index build again; it resumes."
             if unfinished
             else f"'{folder}' holds no index (no {MANIFEST}). Make one with: peft-rag index build {folder} --corpus …"
-        )
+        ) from None
+    except OSError as error:
+        raise unreadable(folder, error) from None
     content = read_signed(path)
     if content is None:
         raise damaged(folder, MANIFEST)
@@ -267,9 +271,14 @@ def explained_writes(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        held, advice = " What it held before is intact.", "Free some space or choose another disk"
+        if error.errno in (errno.EEXIST, errno.ENOTDIR):
+            held, advice = "", "A file stands where a folder should be: name another folder"
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            advice = "Let this user write there, or name another folder"
         raise RetrievalError(
-            f"the index '{folder}' cannot be written ({error.strerror or error}). What it held before is intact. "
-            "Free some space or choose another disk, then run the same command again."
+            f"the index '{folder}' cannot be written ({error.strerror or error}).{held} "
+            f"{advice}, then run the same command again."
         ) from error
 
 
@@ -295,6 +304,17 @@ def damaged(folder: Path, name: str) -> RetrievalError:
         f"the index '{folder}': {name} is missing or damaged (its SHA-256 is not the recorded one). "
         "Put the file back from a copy, or build the index anew."
     )
+
+
+def unreadable(folder: Path, error: OSError | ValueError) -> RetrievalError:
+    """Say why a folder cannot be read as an index."""
+    reason = getattr(error, "strerror", None) or error
+    advice = "Build it anew."
+    if isinstance(error, NotADirectoryError):
+        advice = "Name the folder of an index."
+    elif isinstance(error, PermissionError):
+        advice = "Let this user read it."
+    return RetrievalError(f"the index '{folder}' cannot be read ({reason}). {advice}")
 
 
 def library_versions() -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from peft_rag.errors import ConfigError, DataError, RetrievalError, ShapeError
 from peft_rag.records import Record
 from peft_rag.retrieval.base import Encoder, Neighbours, check_k
-from peft_rag.text_files import kind_of
+from peft_rag.text_files import kind_of, read_lines
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -237,17 +237,14 @@ def read_qrels(path: str | os.PathLike[str]) -> dict[str, dict[str, float]]:
         DataError: the file cannot be read, holds nothing, or a line of it is no judgement.
     """
     path = Path(path)
+    judgements: dict[str, dict[str, float]] = {}
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        for number, line in enumerate(read_lines(path), start=1):
+            if line.strip():
+                query, document, grade = _judgement(line, f"{path.name} line {number:,}")
+                judgements.setdefault(query, {})[document] = grade
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}). Give a TREC qrels file.") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path.name}: no UTF-8 ({error.reason} at byte {error.start:,}). Convert it.") from None
-    judgements: dict[str, dict[str, float]] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
-        if line.strip():
-            query, document, grade = _judgement(line, f"{path.name} line {number:,}")
-            judgements.setdefault(query, {})[document] = grade
     if not judgements:
         raise DataError(f"{path.name}: holds no judgements. Each line is: query-id 0 document-id grade.")
     return judgements

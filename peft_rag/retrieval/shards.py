@@ -173,20 +173,24 @@ def batches(documents: Iterable[Document], size: int) -> Iterator[list[Document]
         CorpusError: a document has no text, too long a one, or one that is no Unicode; or two of one list have
             one id.
     """
-    stream = iter(documents)
+    stream, before = iter(documents), 0
     while batch := list(islice(stream, size)):
-        seen: set[str] = set()
-        for document in batch:
+        seen: dict[str, int] = {}
+        for place, document in enumerate(batch):
             check_document(document)
-            if document.id in seen:
-                raise twice(document.id)
-            seen.add(document.id)
+            first = seen.setdefault(document.id, place)
+            if first != place:
+                raise twice(document.id, before + first, before + place)
         yield batch
+        before += len(batch)
 
 
-def twice(name: str) -> CorpusError:
-    """Say that two documents given have one id."""
-    return CorpusError(f"two of the documents given have the id '{name}'. Make the ids unique.")
+def twice(name: str, first: int, second: int) -> CorpusError:
+    """Say that two of the documents given, at those places counted from 0, have one id."""
+    return CorpusError(
+        f"documents number {first + 1:,} and {second + 1:,} of those given have one id, '{name}'. Make the ids unique, "
+        "or name another field with --id-field."
+    )
 
 
 def check_document(document: Document) -> None:

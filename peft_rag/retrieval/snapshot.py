@@ -11,7 +11,7 @@ from peft_rag.corpus import Document
 from peft_rag.errors import RetrievalError, ShapeError
 from peft_rag.retrieval.base import Neighbours, check_exclude, check_k
 from peft_rag.retrieval.graph import StoredGraph
-from peft_rag.retrieval.manifest import Manifest, check_files, damaged, read_manifest
+from peft_rag.retrieval.manifest import Manifest, check_files, damaged, read_manifest, unreadable
 from peft_rag.retrieval.ranking import Candidates, Exclude, rank_exactly
 from peft_rag.retrieval.shards import Shards
 from peft_rag.retrieval.vectors import check_finite, empty_neighbours, normalise
@@ -70,7 +70,7 @@ class Snapshot:
                     raise damaged(folder, missing) from None
                 continue
             except (OSError, ValueError) as error:
-                raise RetrievalError(f"the index '{folder}' cannot be read ({error}). Build it anew.") from error
+                raise unreadable(folder, error) from error
             if check:
                 snapshot.check_known(folder)
             return snapshot

@@ -14,22 +14,21 @@ from peft_rag.retrieval.chunks import cut_from
 from peft_rag.retrieval.manifest import (
     MANIFEST,
     Manifest,
-    ShardEntry,
     StoreSettings,
     check_files,
     read_manifest,
     remove_unreferenced,
 )
 from peft_rag.retrieval.pieces import stored_pieces
-from peft_rag.retrieval.shards import Shards, corpus_fingerprint, write_shard
+from peft_rag.retrieval.shards import Shards, corpus_fingerprint
 from peft_rag.retrieval.snapshot import Snapshot, excluded_rows
 from peft_rag.retrieval.writing import (
     Building,
     commit,
+    copy_shards,
     encoder_record,
     matching,
     none_deleted,
-    shard_name,
     write_shards,
     writing,
 )
@@ -287,21 +286,12 @@ class IndexStore:
         Raises:
             RetrievalError: another process writes the index, or the disk is full.
         """
-        from tqdm import tqdm
-
         with writing(self.folder, "compact"):
             present = self._newest()
             old = present.manifest
-            rows, size = present.rows, old.settings.shard_size
-            shards: list[ShardEntry] = []
-            with tqdm(total=len(rows), desc=progress, unit="document", disable=progress is None) as bar:
-                for number, start in enumerate(range(0, len(rows), size)):
-                    batch = rows[start : start + size]
-                    documents, stored = present.shards.documents(batch), present.shards.stored(batch)
-                    shards.append(write_shard(self.folder, shard_name(old.generation + 1, number), documents, stored))
-                    bar.update(len(batch))
+            shards = copy_shards(self.folder, present, progress)
             fresh = Manifest(old.generation, old.encoder, old.dimension, old.settings, (), "", None, 0)
-            self.snapshot = commit(self.folder, fresh, shards, none_deleted(len(rows)), progress)
+            self.snapshot = commit(self.folder, fresh, shards, none_deleted(len(present)), progress)
 
     def set_ef(self, ef: int) -> None:
         """Look at ``ef`` candidates for each query from now on; documents, vectors and graph stay as they are.

@@ -18,7 +18,7 @@ def is_index(source: Source) -> TypeGuard[str | os.PathLike[str]]:
     """Return whether a source is a folder in which ``peft-rag index build`` has made an index, or begun to."""
     if not isinstance(source, (str, os.PathLike)):
         return False
-    return any((Path(source) / name).is_file() for name in (MANIFEST, BUILDING))
+    return any(os.path.isfile(os.path.join(source, name)) for name in (MANIFEST, BUILDING))
 
 
 def stored_documents(folder: str | os.PathLike[str]) -> Iterator[Document]:

@@ -158,7 +158,8 @@ def write_shards(
             check(ids)
             taken = Shards(opened, encoder.dimension).find(ids)
             if taken:
-                raise twice(min(taken))
+                name = min(taken)
+                raise twice(name, taken[name], opened[-1].stop + ids.index(name))
             shard = building.finished(number, batch) if building else None
             if shard is None:
                 vectors = encode_documents(batch, encoder, settings.metric)
@@ -168,6 +169,21 @@ def write_shards(
             opened.append(Shard(folder, shard, opened[-1].stop if opened else 0))
             if building:
                 building.done(shards)
+            bar.update(len(batch))
+    return shards
+
+
+def copy_shards(folder: Path, present: Snapshot, progress: str | None) -> list[ShardEntry]:
+    """Write the documents that are not deleted, with their vectors, as new shards."""
+    from tqdm import tqdm
+
+    rows, size = present.rows, present.manifest.settings.shard_size
+    shards: list[ShardEntry] = []
+    with tqdm(total=len(rows), desc=progress, unit="document", disable=progress is None) as bar:
+        for number, start in enumerate(range(0, len(rows), size)):
+            batch = rows[start : start + size]
+            name = shard_name(present.manifest.generation + 1, number)
+            shards.append(write_shard(folder, name, present.shards.documents(batch), present.shards.stored(batch)))
             bar.update(len(batch))
     return shards
 

@@ -293,7 +293,7 @@ def test_mistakes_are_named(store, points, tmp_path):
     fails(RetrievalError, "no document 'nobody' and 1 more in the index", lambda: store.delete(["d1", "nobody", "no"]))
     fails(RetrievalError, "no document 'nobody' in the index", lambda: store.get(["nobody"]))
     fails(CorpusError, "id 'd1' is in the index .* already. Update documents with --replace", lambda: add(store, "d1"))
-    fails(CorpusError, "two of the documents given have the id 'n'", lambda: add(store, "n", "n"))
+    fails(CorpusError, "documents number 1 and 2 of those given have one id, 'n'", lambda: add(store, "n", "n"))
     fails(CorpusError, "document 'n': the text is empty", lambda: store.add([Document("n", " \n")]))
     fails(CorpusError, "a document has an empty id", lambda: add(store, ""))
     fails(CorpusError, "has 10,000,000 characters", lambda: store.add([Document("n", "x " * 5_000_000)]))
@@ -334,7 +334,7 @@ def find(store, queries):
 
 
 def test_two_shards_with_one_id_are_refused_and_nothing_is_added(store):
-    with pytest.raises(CorpusError, match="two of the documents given have the id 'd100'"):
+    with pytest.raises(CorpusError, match="of those given have one id, 'd100'"):
         store.add([*documents(100, 150), Document("d100", "again")])
     assert len(IndexStore.open(store.folder)) == 100
 
