@@ -31,6 +31,12 @@ class RelevantChunks:
     is what it tells of the label, KL( p(y|v) ‖ p(y) ) in nats: chunks that occur in any class say nothing, however
     far from the others they lie. The labels of a text that is read play no part.
 
+    Chosen by the accuracy of a linear probe that reads 94 tokens, on 220 validation summaries of wiki-topics behind 200
+    words of dialogue (in brackets: of other summaries), after as many to learn from. This score: 50.5% (38.2%), little
+    else with tenfold strength. The largest cosine of a chunk with a class's name: 28.2% (18.6%); with a class's mean
+    chunk: 13.2% (17.3%); the margin of the latter: 36.8% (26.4%); its cosine seen from the mean of all chunks, refined
+    on the best of them: 47.7% (27.3%). A cut: 15.0% (14.5%); the summaries alone: 74.1%.
+
     Dims: D dimensions of a sentence vector, C classes.
 
     Attributes:

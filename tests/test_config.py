@@ -39,7 +39,7 @@ def test_from_mapping_takes_a_part_as_a_name_or_with_its_options():
     config = from_mapping(
         NEEDED | {"method": {"name": "bitfit", "norms": "true"}, "fusion": "concat", "retriever": {"M": "32"}}
     )
-    assert (config.method, config.fusion, config.retriever) == ("bitfit", "concat", "hnsw")
+    assert (config.method, config.fusion, config.retriever) == ("bitfit", "concat", "")
     assert config.part_options("method") == {"norms": True}
     assert config.part_options("retriever") == {"M": 32}
     assert config.part_options("fusion") == {}
@@ -140,6 +140,9 @@ def test_missing_name_is_an_error_saying_what_it_is(missing, message):
         ({"last_layers": -2}, "last_layers is -2; it must not be below 0."),
         ({"early_stopping_patience": -1}, "early_stopping_patience is -1; it must not be below 0."),
         ({"seed": -3}, "seed is -3; it must not be below 0."),
+        ({"leak_threshold": 1.1}, "leak_threshold is 1.1; it is a cosine from 0 (off) to 1."),
+        ({"leak_threshold": "nan"}, "leak_threshold is nan; it is a cosine from 0 (off) to 1."),
+        ({"long_inputs": "whole"}, "long_inputs is 'whole'. Choose cut or within_document."),
         ({"dropout": 1}, "dropout is 1.0; it must be below 1."),
         ({"dropout": "nan"}, "dropout is nan; it must be below 1."),
     ],
