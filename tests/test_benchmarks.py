@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.retrieval import table as retrieval
+
 ROOT = Path(__file__).parents[1]
 TABLE = runpy.run_path(str(ROOT / "benchmarks/table.py"))
 RESULTS = TABLE["stored"]()
@@ -26,6 +28,12 @@ def test_readme_shows_the_stored_results_of_the_demo() -> None:
 
 def test_benchmarks_page_shows_every_stored_result() -> None:
     assert block("benchmarks/README.md", "summary") == TABLE["summary"](RESULTS)
+
+
+def test_benchmarks_page_shows_what_was_measured_of_the_retrieval_engine() -> None:
+    measured = retrieval.stored()["100k"]
+    assert (measured["documents"], measured["dimension"]) == (100_000, 384)
+    assert block("benchmarks/README.md", "retrieval") == retrieval.markdown(measured)
 
 
 @pytest.mark.parametrize("name", RESULTS)

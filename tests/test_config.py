@@ -216,6 +216,6 @@ def test_no_name_of_ours_hides_one_of_the_trainers_but_the_seed():
 
 
 def test_every_run_file_of_the_examples_is_valid():
-    files = sorted((Path(__file__).parent.parent / "examples").glob("*.yaml"))
+    files = sorted((Path(__file__).parent.parent / "examples").glob("wiki-topics*.yaml"))
     for path in files:
         assert from_mapping(read_yaml(path) | {"output": "out"}).train

@@ -79,11 +79,16 @@ def _opening(result: Mapping[str, Any]) -> str:
 
 def _epoch(result: Mapping[str, Any]) -> str:
     timed = result["epoch"]
+    bare = timed["seconds"]["none"]
     rows = [
-        (f"fusion {name}", f"{seconds:.2f} s", f"{seconds / timed['seconds']['none']:.3f}")
+        (
+            f"fusion {name}",
+            f"{seconds:.2f} s ({min(timed['rounds'][name]):.2f} to {max(timed['rounds'][name]):.2f})",
+            f"{seconds / bare:.3f}",
+        )
         for name, seconds in timed["seconds"].items()
     ]
-    return _table((f"training, {timed['steps']} steps", "median", "÷ no retrieval"), rows)
+    return _table((f"training, {timed['steps']} steps", "median of the rounds", "÷ no retrieval"), rows)
 
 
 def _mb(count: float) -> str:

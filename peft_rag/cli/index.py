@@ -127,7 +127,7 @@ def _add_build(commands: Any) -> None:
     parser.add_argument(
         "--compact",
         action="store_true",
-        help=f"take a third of the memory: --precision {small.precision} --graph-dimensions {small.graph_dimensions} "
+        help=f"take half of the memory: --precision {small.precision} --graph-dimensions {small.graph_dimensions} "
         f"--ef {small.ef}, unless given",
     )
     parser.add_argument("--precision", help="numbers of a stored vector: float32, float16 or int8 (float32)")

@@ -53,7 +53,7 @@ class StoreSettings:
 
     @classmethod
     def compact(cls, **changes: Any) -> StoreSettings:
-        """Return settings that take a third of the memory, and what is given instead of theirs."""
+        """Return settings that take half of the memory, and what is given instead of theirs."""
         smaller: dict[str, Any] = {"precision": "int8", "graph_dimensions": 128, "ef": 100}
         return cls(**smaller | changes)
 
