@@ -123,6 +123,20 @@ def test_compacted_index_of_the_same_documents_is_the_same_corpus(
     assert after.predict(["apple pear plum"], explain=True) == before.predict(["apple pear plum"], explain=True)
 
 
+def test_another_ef_is_the_same_index_to_an_artefact_and_another_to_its_neighbours(
+    finish: Finish, kb: IndexStore, tmp_path: Path
+) -> None:
+    finish()
+    model = load(str(tmp_path / "out"))
+    assert model.knowledge is not None
+    before = model.knowledge.retriever
+    IndexStore.open(kb.folder).set_ef(7)
+    again = load(str(tmp_path / "out"))
+    assert again.knowledge is not None
+    assert again.knowledge.retriever.fingerprint == before.fingerprint
+    assert again.knowledge.retriever.index_state() != before.index_state()
+
+
 def test_encoder_of_another_index_is_refused(finish: Finish, kb: IndexStore, tiny_bert: str, tmp_path: Path) -> None:
     import torch
     from transformers import AutoModel, AutoTokenizer

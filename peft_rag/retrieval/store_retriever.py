@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from peft_rag.corpus import Corpus
 from peft_rag.errors import ConfigError, RetrievalError
-from peft_rag.files import new_folder
+from peft_rag.files import new_folder, sha256_of_json
 from peft_rag.retrieval.base import NO_POSITION, Encoder, Neighbours, Retriever
 from peft_rag.retrieval.hnsw import no_graph
 from peft_rag.retrieval.manifest import read_manifest, write_manifest
@@ -120,12 +120,15 @@ class StoreRetriever(Retriever):
         return Neighbours(positions.astype(np.int64), found.scores)
 
     def settings(self) -> dict[str, Any]:
-        return asdict(self._snapshot.manifest.settings)
+        """Return how documents are compared; how the graph finds them may change between training and prediction."""
+        settings = self._snapshot.manifest.settings
+        return {"metric": settings.metric, "precision": settings.precision}
 
     def index_state(self) -> str:
-        """Return the hash of the graph, which depends on the order of additions and deletions."""
+        """Return a hash of the graph, which depends on the order of additions and deletions, and of how it searches."""
         manifest = self._snapshot.manifest
-        return str(manifest.files[manifest.graph.file]["sha256"]) if manifest.graph else ""
+        graph = manifest.files[manifest.graph.file]["sha256"] if manifest.graph else ""
+        return sha256_of_json([asdict(manifest.settings), graph])
 
     def encoder_fingerprint(self) -> str:
         return self.encoder.fingerprint

@@ -150,7 +150,7 @@ def _retrieval(table: Table) -> list[str]:
             if one.row.key.fusion == fusion and one.against_none:
                 by = f"{100 * one.against_none.difference.value:+.1f}"
                 verdicts[one.against_none.verdict].append(f"{one.row.key.method} ({by})")
-        words = {BETTER: "helps", WORSE: "harms", SAME: "makes no difference for"}
+        words = {BETTER: "helps", WORSE: "harms", SAME: "makes no difference beyond the noise for"}
         said = [f"{words[verdict]} {_and(names)}" for verdict, names in verdicts.items() if names]
         sentences.append(f"Retrieval by {fusion} {'; '.join(said)}, in points against the same method without.")
     return sentences
