@@ -120,9 +120,16 @@ class StoreRetriever(Retriever):
         return Neighbours(positions.astype(np.int64), found.scores)
 
     def settings(self) -> dict[str, Any]:
-        """Return how documents are compared; how the graph finds them may change between training and prediction."""
+        return asdict(self._snapshot.manifest.settings)
+
+    def fingerprint_for(self, corpus_fingerprint: str) -> str:
+        """Return a hash of what is compared and how; how the graph looks for it may change after training.
+
+        What depends on that too, as kept neighbours do, asks for `index_state` besides.
+        """
         settings = self._snapshot.manifest.settings
-        return {"metric": settings.metric, "precision": settings.precision}
+        parts = [self.name, settings.metric, settings.precision, self.encoder_fingerprint(), corpus_fingerprint]
+        return sha256_of_json(parts)
 
     def index_state(self) -> str:
         """Return a hash of the graph, which depends on the order of additions and deletions, and of how it searches."""
