@@ -15,7 +15,7 @@ from peft_rag.registry import RETRIEVERS, load
 from peft_rag.retrieval.base import Retriever
 from peft_rag.retrieval.cache import cache_folder
 from peft_rag.retrieval.encoder import SentenceEncoder
-from peft_rag.retrieval.leaks import similar_positions
+from peft_rag.retrieval.leaks import with_similar
 from peft_rag.retrieval.neighbours import Query, forbidden_positions, precompute_neighbours
 from peft_rag.retrieval.overlap import OverlapReport, find_overlap
 from peft_rag.retrieval.stored import is_index
@@ -103,10 +103,9 @@ class Knowledge:
         )
         if threshold:
             texts = [query.text for query in queries]
-            similar = similar_positions(
-                self.retriever, self.corpus, texts, threshold, cache_folder=self.cache, name=name
+            forbidden = with_similar(
+                forbidden, self.retriever, self.corpus, texts, threshold, cache_folder=self.cache, name=name
             )
-            forbidden = [mine | alike for mine, alike in zip(forbidden, similar, strict=True)]
         return Split(examples, found, forbidden if any(forbidden) else ())
 
     def overlap(self, examples: Sequence[Example], *, near: bool = True) -> OverlapReport:

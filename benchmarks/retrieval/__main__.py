@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import shutil
 import statistics
 import sys
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from benchmarks.retrieval import data, epoch, memory, searchers
 from benchmarks.retrieval.searchers import Searcher
 from benchmarks.retrieval.table import markdown
+from peft_rag.benchmark.provenance import machine
 from peft_rag.corpus import Document
 from peft_rag.files import write_json
 from peft_rag.retrieval.manifest import StoreSettings
@@ -201,7 +201,7 @@ def run(documents: int, queries: int, rounds: int, steps: int, say: Callable[[st
             "opening": {name: measure_opening(folder / name) for name in ("plain", "compact")},
             "memory": measure_memory(known, folder, speeds),
             "epoch": epoch.measure(steps, rounds=5),
-            "machine": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.system()},
+            "machine": machine(),
             "versions": {
                 name: version(name) for name in ("peft-rag", "hnswlib", "numpy", "torch", "sentence-transformers")
             },
@@ -213,13 +213,6 @@ def _graph(store: IndexStore) -> Any:
     """Return the graph of an index as hnswlib has it."""
     assert store.snapshot.graph is not None
     return store.snapshot.graph.graph
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.machine()
 
 
 def main() -> None:

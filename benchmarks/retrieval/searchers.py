@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,7 @@ class Searcher:
 
 def positions(name: str, store: IndexStore) -> Searcher:
     """Search an index folder of this library for rows, as training and prediction use it."""
-    snapshot = store.snapshot
-    return Searcher(name, lambda queries, k: snapshot.search(queries, k).positions, _ef_of(store))
+    return Searcher(name, lambda queries, k: store.snapshot.search(queries, k).positions, _ef_of(store))
 
 
 def documents(name: str, store: IndexStore) -> Searcher:
@@ -49,11 +48,8 @@ def documents(name: str, store: IndexStore) -> Searcher:
 
 
 def _ef_of(store: IndexStore) -> Callable[[int], None]:
-    graph = store.snapshot.graph
-    assert graph is not None
-
     def set_ef(ef: int) -> None:
-        graph.settings = replace(graph.settings, ef=ef)
+        store.snapshot = store.snapshot.with_ef(ef)
 
     return set_ef
 

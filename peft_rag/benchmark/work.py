@@ -162,13 +162,12 @@ def _config(settings: Mapping[str, Any], output: Path) -> RunConfig:
 
 def _audit(config: RunConfig, splits: Splits) -> Facts:
     from peft_rag.corpus import Corpus, Document
-    from peft_rag.retrieval.cache import cache_folder
-    from peft_rag.retrieval.encoder import SentenceEncoder
+    from peft_rag.knowledge import make_encoder
     from peft_rag.retrieval.exact import ExactRetriever
     from peft_rag.retrieval.neighbours import Query
     from peft_rag.retrieval.overlap import EXACT, find_overlap
 
-    retriever = ExactRetriever(SentenceEncoder(config.encoder, cache=cache_folder()))
+    retriever = ExactRetriever(make_encoder(config.encoder))
     queries = [Query(example.id, example.text) for example in splits.test]
     known = [splits.corpus]
     if not splits.fields.is_training_data:

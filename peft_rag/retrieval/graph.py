@@ -26,7 +26,7 @@ _GROWTH = 4
 _EXACT_FROM = 4
 _BATCH = 8192
 _PAIRS = 4096
-_CLEAR = 4e-6
+_CLEAR = 4e-6  # more than float32 loses in a sum of a few hundred products
 _PENDING_SHARE = 10
 _ROUNDING = 1e-5
 
@@ -61,7 +61,7 @@ class StoredGraph:
         return cls(_load(folder, entry, _compared(dimension, projection), settings), entry, settings, projection)
 
     def settle(
-        self, queries: NDArray[np.float32], k: int, allowed: NDArray[np.bool_], exclude: Exclude
+        self, queries: NDArray[np.float32], k: int, allowed: NDArray[np.bool_]
     ) -> tuple[NDArray[np.int64], Neighbours]:
         """Return the queries that the graph answers by itself, and their neighbours.
 
@@ -73,13 +73,14 @@ class StoredGraph:
         """
         import numpy as np
 
-        fetched = self._fetch(queries, k + 1) if self.projection is None and k < self.entry.slots else None
+        able = len(queries) and self.projection is None and k < self.entry.slots
+        fetched = self._fetch(queries, k + 1) if able else None
         if fetched is None:
             return np.empty(0, np.int64), empty_neighbours(0, k)
         rows, scores = fetched
         margin = _CLEAR * np.maximum(1.0, np.abs(scores[:, -1:]))
         apart = (scores[:, :-1] - scores[:, 1:] > margin).all(axis=1)
-        answered = np.flatnonzero(apart & _allowed(rows[:, :k], np.arange(len(rows)), allowed, exclude).all(axis=1))
+        answered = np.flatnonzero(apart & allowed[rows[:, :k]].all(axis=1))
         return answered, Neighbours(rows[answered, :k], scores[answered, :k])
 
     def search(

@@ -64,6 +64,21 @@ def similar_positions(
     return [frozenset(positions[start:end]) for start, end in zip(starts, ends, strict=True)]
 
 
+def with_similar(
+    forbidden: Sequence[frozenset[int]],
+    retriever: Retriever,
+    corpus: Corpus,
+    texts: Sequence[str],
+    threshold: float,
+    *,
+    cache_folder: Path,
+    name: str,
+) -> list[frozenset[int]]:
+    """Return what each text must not see, and what `similar_positions` finds for it besides."""
+    similar = similar_positions(retriever, corpus, texts, threshold, cache_folder=cache_folder, name=name)
+    return [mine | alike for mine, alike in zip(forbidden, similar, strict=True)]
+
+
 def only_below(found: Neighbours, threshold: float) -> Neighbours:
     """Return neighbours without those at or above a threshold; nothing is filled in for them."""
     import numpy as np

@@ -13,7 +13,7 @@ from peft_rag.errors import RetrievalError
 from peft_rag.files import sha256_of_json
 from peft_rag.retrieval.base import Neighbours, Retriever
 from peft_rag.retrieval.cache import cached_arrays
-from peft_rag.retrieval.leaks import only_below, similar_positions
+from peft_rag.retrieval.leaks import only_below, with_similar
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -92,8 +92,9 @@ def precompute_neighbours(
         exclude = forbidden_positions(corpus, queries, same_data=same_data, exclude_duplicates=duplicates)
         texts = [query.text for query in queries]
         if leak_threshold:
-            similar = similar_positions(retriever, corpus, texts, leak_threshold, cache_folder=cache_folder, name=name)
-            exclude = [mine | alike for mine, alike in zip(exclude, similar, strict=True)]
+            exclude = with_similar(
+                exclude, retriever, corpus, texts, leak_threshold, cache_folder=cache_folder, name=name
+            )
         if retriever.corpus_fingerprint != corpus.fingerprint:
             retriever.index(corpus, progress="corpus")
         found = retriever.search(texts, k, exclude, progress=f"neighbours of {name}")

@@ -55,11 +55,6 @@ def unpack(stored: NDArray[Any]) -> NDArray[np.float32]:
     return vectors
 
 
-def width(dimension: int, precision: str) -> int:
-    """Return how many numbers a stored vector of D dimensions has."""
-    return dimension + _SCALE_BYTES if precision == "int8" else dimension
-
-
 def largest_error(vectors: NDArray[np.float32], precision: str) -> float:
     """Return by how much two packings of nearly the same vectors ``(N, D)`` may differ in a number."""
     import numpy as np

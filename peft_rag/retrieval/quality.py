@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     Rankings: TypeAlias = Mapping[str, Sequence[str]]
 
 _ROUNDING = 1e-5
-
-
 _MOST_EF = 1 << 16
 
 

@@ -145,10 +145,12 @@ class Snapshot:
         free = ~self.deleted if allowed is None else allowed & ~self.deleted
         answer = empty_neighbours(len(queries), k)
         left = np.arange(len(queries))
-        if self.graph is not None and not exact and self.graph.entry.rows == len(self.deleted):
-            answered, plain = self.graph.settle(queries, k, free, exclude)
-            answer.positions[answered], answer.scores[answered] = plain.positions, plain.scores
-            left = np.delete(left, answered)
+        if allowed is None and not exact and self.graph is not None and self.graph.entry.rows == len(self.deleted):
+            # What a query must not see it likely has first, so the graph alone seldom answers one that excludes.
+            asked = left if exclude is None else np.flatnonzero([len(rows) == 0 for rows in exclude])
+            answered, plain = self.graph.settle(queries[asked], k, free)
+            answer.positions[asked[answered]], answer.scores[asked[answered]] = plain.positions, plain.scores
+            left = np.delete(left, asked[answered])
         if len(left):
             remaining = [exclude[query] for query in left.tolist()] if exclude is not None else None
             found = self._ranked(queries[left], k, remaining, free, exact)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from peft_rag.benchmark.report.analysis import Result, Table
@@ -10,6 +10,7 @@ from peft_rag.benchmark.report.cells import RETRIEVED
 from peft_rag.benchmark.report.costs import BY_NAME, COSTS, PLOTTED
 from peft_rag.benchmark.report.judging import CONTROLS
 from peft_rag.benchmark.report.words import NOTHING, cost, percent, points, with_deviation
+from peft_rag.evaluation.spread import Spread
 
 
 @dataclass(frozen=True)
@@ -112,23 +113,24 @@ def _quality(table: Table) -> list[Column]:
 
 
 def _metric_column(name: str) -> Column:
+    return _spread_column(name, lambda one: one.metrics)
+
+
+def _control_column(arm: str) -> Column:
+    return _spread_column(arm, lambda one: one.controls)
+
+
+def _spread_column(name: str, of: Callable[[Result], Mapping[str, Spread]]) -> Column:
+    """Return the column of one of a row's spreads over seeds, empty where the row has none of that name."""
     return Column(
         name,
-        lambda one: with_deviation(one.metrics[name]) if name in one.metrics else NOTHING,
-        lambda one: one.metrics[name].mean if name in one.metrics else None,
+        lambda one: with_deviation(of(one)[name]) if name in of(one) else NOTHING,
+        lambda one: of(one)[name].mean if name in of(one) else None,
     )
 
 
 def _cost_column(name: str) -> Column:
     return Column(BY_NAME[name].title, lambda one: cost(one, name), lambda one: one.costs.get(name))
-
-
-def _control_column(arm: str) -> Column:
-    return Column(
-        arm,
-        lambda one: with_deviation(one.controls[arm]) if arm in one.controls else NOTHING,
-        lambda one: one.controls[arm].mean if arm in one.controls else None,
-    )
 
 
 def _against_control_column(arm: str) -> Column:
