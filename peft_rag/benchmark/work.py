@@ -187,7 +187,7 @@ def _index(config: RunConfig, splits: Splits) -> Facts:
 
     cache = cache_folder()
     with _empty_cache() as folder:
-        retriever = make_retriever(config.retriever, config.encoder, config.part_options("retriever"))
+        retriever = make_retriever(config.retriever, config.encoder, config.part_options("retriever"), config.corpus)
         retriever.encoder_fingerprint()  # loads the encoder, which is no part of building an index
         begun = time.perf_counter()
         retriever.index(splits.corpus)
