@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 NEAR = 0.95
 ARMS = {"with_retrieval": "retrieved", "without_retrieval": "off"}
 _SPLITS = ("train", "validation", "test", "corpus")
-_DECIMALS = 4
 
 Facts = dict[str, Any]
 
@@ -123,11 +122,10 @@ def measure_cell(spec: Mapping[str, Any]) -> Facts:
 
 
 def described_arm(task: Task, log_probs: Tensor, targets: Tensor) -> Facts:
-    """Return an arm as a cell file holds it: scores, and per example the prediction and its probability."""
+    """Return an arm as a cell file holds it: scores, and what was predicted for each example."""
     return {
         "scores": {name: score.value for name, score in task.evaluate(log_probs, targets, resamples=0).items()},
         "predictions": plain_classes(log_probs.argmax(-1)),
-        "probabilities": [round(probability, _DECIMALS) for _, probability in task.decode(log_probs)],
     }
 
 

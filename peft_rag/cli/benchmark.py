@@ -49,7 +49,9 @@ def add_to(commands: Any) -> None:
     parser.add_argument("suite", metavar="SUITE.yaml", help="what to compare")
     parser.add_argument("--output", default="benchmarks/results", help="folder of the results (%(default)s)")
     parser.add_argument("--dry-run", "--dry_run", action="store_true", help="list cells and trials, estimate the time")
-    parser.add_argument("--only", default="", metavar="NAME=VALUE,…", help="dataset, shots, backbone, method, …")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="NAME=VALUE,…", help="dataset, shots, backbone, method, …"
+    )
     parser.add_argument("--redo", action="store_true", help="run again what is stale, failed or diverged")
     parser.add_argument("--jobs", type=int, default=1, help="processes at once (%(default)s)")
     parser.add_argument("--require-data", "--require_data", action="store_true", help="an absent data set is an error")
@@ -68,7 +70,7 @@ def _run(known: argparse.Namespace, rest: Sequence[str]) -> None:
         raise ConfigError(f"--jobs is {known.jobs}; it must be at least 1.")
     hold_back_chatter()
     suite = read_suite(known.suite)
-    plan = make_plan(suite, read_filter(known.only), require_data=known.require_data)
+    plan = make_plan(suite, read_filter(",".join(known.only)), require_data=known.require_data)
     folder = Path(known.output) / suite.name
     if known.dry_run:
         _dry_run(plan, folder, redo=known.redo)

@@ -162,6 +162,9 @@ def test_dry_run_lists_cells_trials_and_time_and_runs_nothing(
     assert "to run  kinds-lora-knn-s0 (its arm without retrieval is the row none)" in printed
     assert "trial   kinds-lora 1: learning_rate 0.002, method.r 8" in printed
     assert "4 cells and 4 trials to run, about " in printed
+    both = ["--only", "seed=0", "--only", "method=lora"]
+    assert main(["benchmark", str(suite), "--output", str(tmp_path / "out"), "--dry-run", *both]) == 0
+    assert "2 cells and 2 trials to run" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
 
 

@@ -50,7 +50,6 @@ def test_cell_file_holds_arms_costs_tuning_and_what_made_it(
     for arm in result["arms"].values():
         right = [one == target for one, target in zip(arm["predictions"], result["targets"], strict=True)]
         assert arm["scores"]["accuracy"] == pytest.approx(sum(right) / 30)
-        assert len(arm["probabilities"]) == 30
     assert result["arms"]["oracle"]["scores"]["accuracy"] >= result["arms"]["shuffled"]["scores"]["accuracy"]
     assert [trial["settings"] for trial in result["tuning"]["trials"]] == cells[f"kinds-lora-{fusion}-s0"].study.points
     assert result["tuning"]["chosen"] in cells[f"kinds-lora-{fusion}-s0"].study.points
@@ -166,7 +165,6 @@ def test_arm_of_several_labels_lists_classes() -> None:
     arm = described_arm(task, sure, targets)
     assert arm["predictions"] == [[0, 2], []] == plain_classes(targets)
     assert arm["scores"]["accuracy"] == 1.0
-    assert arm["probabilities"] == pytest.approx([0.9 * 0.8 * 0.6, 0.7 * 0.9 * 0.6], abs=1e-4)
 
 
 def test_off_difference_sees_a_backbone_that_changed(tiny_bert: str) -> None:
