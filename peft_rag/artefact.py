@@ -25,7 +25,7 @@ FORMAT = 1
 MANIFEST = "peft_rag.json"
 HASHED = ("adapter_config.json", "adapter_model.safetensors", "head.safetensors")
 _PUBLISHED = (*HASHED, MANIFEST, "metrics.json", "README.md")
-_LONG = "long_inputs."
+_FUSION, _LONG = "fusion.", "long_inputs."
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"}  # refused unread
 _PACKAGES = ("peft-rag", "torch", "transformers", "peft", "sentence-transformers", "hnswlib")
 
@@ -51,6 +51,9 @@ def save(model: RetrievalAugmentedModel, folder: Path, metrics: Mapping[str, Any
     with new_folder(folder) as working:
         _save_adapter(model, working)
         tensors = {f"head.{name}": tensor.contiguous() for name, tensor in model.head.state_dict().items()}
+        if model.fusion_module is not None:
+            state = model.fusion_module.state_dict()
+            tensors |= {f"{_FUSION}{name}": tensor.contiguous() for name, tensor in state.items()}
         reader = model.long_inputs.get(model.adapter)
         if reader is not None:
             tensors |= {f"{_LONG}{name}": torch.from_numpy(array) for name, array in reader.arrays().items()}
@@ -143,6 +146,8 @@ def load(
     )
     state = load_file(folder / "head.safetensors")
     model.head.load_state_dict(_part(state, "head."))
+    if model.fusion_module is not None:
+        model.fusion_module.load_state_dict(_part(state, _FUSION))
     if manifest.get("long_inputs"):
         learned = {name: tensor.numpy() for name, tensor in _part(state, _LONG).items()}
         about_long = manifest["long_inputs"]

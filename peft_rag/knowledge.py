@@ -21,6 +21,9 @@ from peft_rag.retrieval.overlap import OverlapReport, find_overlap
 from peft_rag.retrieval.stored import is_index
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from peft_rag.tasks.base import Example
 
 STORE = "store"
@@ -107,6 +110,27 @@ class Knowledge:
                 forbidden, self.retriever, self.corpus, texts, threshold, cache_folder=self.cache, name=name
             )
         return Split(examples, found, forbidden if any(forbidden) else ())
+
+    @property
+    def vector_size(self) -> int:
+        """The length of the vectors that `embed` gives; 0 where the retriever has no sentence encoder."""
+        encoder = getattr(self.retriever, "encoder", None)
+        return 0 if encoder is None else int(encoder.dimension)
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Turn texts into vectors ``(N, V)`` by the retriever's sentence encoder; what was encoded once is kept.
+
+        Raises:
+            ConfigError: the retriever has none.
+        """
+        encoder = getattr(self.retriever, "encoder", None)
+        if encoder is None:
+            raise ConfigError(
+                f"this fusion works on sentence vectors, but retriever '{self.retriever_name}' has none. Pick one that "
+                "has (--retriever hnsw or exact)."
+            )
+        vectors: NDArray[np.float32] = encoder.encode(texts)
+        return vectors
 
     def overlap(self, examples: Sequence[Example], *, near: bool = True) -> OverlapReport:
         """Find the examples that stand in the corpus, word for word or nearly.

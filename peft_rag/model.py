@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from peft_rag.backbone import Backbone, check_length
+from peft_rag.batching import collate, tokens_in
 from peft_rag.errors import MethodError, RetrievalError
 from peft_rag.files import sha256_of_json
 from peft_rag.fusion.base import READ, Fusion, Memory, Outputs, Split
@@ -71,10 +72,12 @@ class RetrievalAugmentedModel(nn.Module):
         self.tasks: dict[str, Task] = {self.adapter: task}
         self.fusions: dict[str, Fusion] = {self.adapter: fusion or NoFusion()}
         self.heads = nn.ModuleDict({self.adapter: task.make_head(backbone.hidden_size)})
+        self.fusion_modules = nn.ModuleDict()
         self.long_inputs: dict[str, RelevantChunks] = {}
         self.progress_bars = True
         self.saved_as = ""
         self._memory: Memory | None = None
+        self._make_fusion_module()
 
     @property
     def task(self) -> Task:
@@ -95,6 +98,18 @@ class RetrievalAugmentedModel(nn.Module):
     def head(self) -> nn.Module:
         """The active adapter's head."""
         return self.heads[self.adapter]
+
+    @property
+    def fusion_module(self) -> nn.Module | None:
+        """What is trained of the active adapter's fusion; None for a fusion without parameters."""
+        has = self.adapter in self.fusion_modules
+        return self.fusion_modules[self.adapter] if has else None
+
+    def _make_fusion_module(self) -> None:
+        size = self.knowledge.vector_size if self.knowledge and self.fusion.needs_vectors else 0
+        module = self.fusion.make_module(self.source, size)
+        if module is not None:
+            self.fusion_modules[self.adapter] = module.to(self.device)
 
     @property
     def device(self) -> torch.device:
@@ -145,6 +160,7 @@ class RetrievalAugmentedModel(nn.Module):
         self.tasks[name], self.fusions[name] = task, fusion or NoFusion()
         self.heads[name] = task.make_head(self.source.hidden_size).to(self.device)
         self.set_adapter(name)
+        self._make_fusion_module()
         return report
 
     def set_adapter(self, name: str) -> None:
@@ -183,48 +199,43 @@ class RetrievalAugmentedModel(nn.Module):
         """Return the trainable tensors by name: the method's, the head's and the fusion's; nothing frozen."""
         return {name: tensor.detach() for name, tensor in self.named_parameters() if tensor.requires_grad}
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        pooled_mask: Tensor,
-        labels: Tensor | None = None,
-        **extra: Tensor,
-    ) -> dict[str, Tensor]:
-        """Run backbone, method and head.
+    def forward(self, labels: Tensor | None = None, **batch: Tensor) -> dict[str, Tensor]:
+        """Run backbone, method, head and fusion.
 
         Args:
-            input_ids: ``(B, T)``.
-            attention_mask: 1 for tokens, 0 for padding, ``(B, T)``.
-            pooled_mask: 1 for the tokens pooled over, ``(B, T)``.
             labels: the task's targets; with them the loss is returned.
-            extra: what else the backbone reads, e.g. ``token_type_ids``.
+            batch: from `collate`: ``input_ids``, ``attention_mask``, ``pooled_mask``, each ``(B, T)``, and what else
+                the backbone or the fusion reads.
 
         Returns:
-            ``loss`` (scalar, nats; with labels), ``log_probs`` in nats, and ``features`` ``(B, D)``.
+            ``loss`` (scalar, nats; with labels), ``log_probs`` in nats, ``features`` ``(B, D)``, and for a fusion that
+            weighs its neighbours ``weights`` ``(B, K)``.
         """
-        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **extra).last_hidden_state
-        hidden = hidden[:, hidden.shape[1] - input_ids.shape[1] :]
+        fused = self.fusion.run(self.read, batch, self.fusion_module)
+        outputs = {"log_probs": fused.log_probs, "features": fused.features}
+        if fused.weights is not None:
+            outputs["weights"] = fused.weights
+        return outputs if labels is None else {"loss": self.task.loss(fused.log_probs, labels), **outputs}
+
+    def read(self, pooled_mask: Tensor, **inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Run inputs through backbone, method and head.
+
+        Args:
+            pooled_mask: 1 for the tokens pooled over, ``(R, T)``.
+            inputs: what the backbone reads: ``attention_mask`` ``(R, T)``, and ``input_ids`` ``(R, T)`` or
+                ``inputs_embeds`` ``(R, T, D)``.
+
+        Returns:
+            log-probabilities in nats, ``(R, …)``, and pooled features ``(R, D)``.
+        """
+        hidden = self.backbone(**inputs).last_hidden_state
+        hidden = hidden[:, hidden.shape[1] - pooled_mask.shape[1] :]
         features = self.task.features(hidden, pooled_mask)
-        log_probs = self.task.log_probs(self.head(self.dropout(features)))
-        outputs = {"log_probs": log_probs, "features": features}
-        return outputs if labels is None else {"loss": self.task.loss(log_probs, labels), **outputs}
+        return self.task.log_probs(self.head(self.dropout(features))), features
 
     def collate(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        """Pad feature dictionaries to their longest, on the tokenizer's side, into one batch."""
-        width = max(len(row["input_ids"]) for row in rows)
-        left = self.tokenizer.padding_side == "left"
-        padding = {"input_ids": self.tokenizer.pad_token_id or 0}
-        batch = {}
-        for name in rows[0].keys() - {READ}:
-            if name == "labels":
-                batch[name] = torch.stack([row[name] for row in rows])
-                continue
-            gaps = [[padding.get(name, 0)] * (width - len(row[name])) for row in rows]
-            batch[name] = torch.tensor(
-                [gap + row[name] if left else row[name] + gap for row, gap in zip(rows, gaps, strict=True)]
-            )
-        return batch
+        """Make one batch of encoded examples; see `peft_rag.batching.collate`."""
+        return collate(rows, self.tokenizer)
 
     def encode(self, split: Split, *, fusion: Fusion | None = None) -> list[dict[str, Any]]:
         """Tokenise a split as the fusion reads it; labelled examples carry their targets as ``labels``.
@@ -235,7 +246,8 @@ class RetrievalAugmentedModel(nn.Module):
             bar = "chunks" if self.progress_bars and len(split) > 1 else None
             split = replace(split, examples=self.long_inputs[self.adapter].read(split.examples, bar))
         corpus = self.knowledge.corpus if self.knowledge else None
-        rows = (fusion or self.fusion).encode(self.tokenizer, split, corpus, self.max_length)
+        embed = self.knowledge.embed if self.knowledge else None
+        rows = (fusion or self.fusion).encode(self.tokenizer, split, corpus, self.max_length, embed)
         if split.examples and all(example.labels is not None for example in split.examples):
             for row, target in zip(rows, self.task.targets(split.examples), strict=True):
                 row["labels"] = target
@@ -256,9 +268,10 @@ class RetrievalAugmentedModel(nn.Module):
 
         self.eval()
         rows = self.encode(split, fusion=fusion)
-        order = sorted(range(len(rows)), key=lambda place: -len(rows[place]["input_ids"]))
+        order = sorted(range(len(rows)), key=lambda place: -tokens_in(rows[place]))
         log_probs: list[Tensor] = [torch.empty(0)] * len(rows)
         features: list[Tensor] = [torch.empty(0)] * len(rows)
+        weights: list[list[float]] = [[]] * len(rows)
         bar = tqdm(
             total=len(rows), desc=progress, unit="text", disable=not (progress and self.progress_bars), leave=False
         )
@@ -269,9 +282,12 @@ class RetrievalAugmentedModel(nn.Module):
                 given = self(**{name: tensor.to(self.device) for name, tensor in batch.items()})
             for place, one, vector in zip(chosen, given["log_probs"].cpu(), given["features"].cpu(), strict=True):
                 log_probs[place], features[place] = one, vector
+            for place, shares in zip(chosen, given.get("weights", torch.empty(0)).tolist(), strict=False):
+                weights[place] = shares[: len(rows[place].get(READ, ()))]
             bar.update(len(chosen))
         bar.close()
-        return Outputs(torch.stack(log_probs), torch.stack(features), [row.get(READ, ()) for row in rows])
+        read = [row.get(READ, ()) for row in rows]
+        return Outputs(torch.stack(log_probs), torch.stack(features), read, weights if any(weights) else ())
 
     def judge(self, outputs: Outputs) -> Outputs:
         """Return outputs with log-probabilities by the head as it is now; the features stay."""

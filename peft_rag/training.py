@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, Trainer, TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalPrediction
 
+from peft_rag.batching import tokens_in
 from peft_rag.errors import ConfigError, DivergedError, TrainingError
 from peft_rag.fusion.base import Split
 from peft_rag.registry import suggest
@@ -185,7 +187,7 @@ class Progress(ProgressCallback):
 
 
 class Rows(Dataset[dict[str, Any]]):
-    """Tokenised examples; the sampler groups them by the length of ``input_ids``."""
+    """Encoded examples."""
 
     def __init__(self, rows: Sequence[dict[str, Any]]) -> None:
         self.rows = rows
@@ -199,6 +201,14 @@ class Rows(Dataset[dict[str, Any]]):
 
 class ExamplesTrainer(Trainer):
     """A Trainer whose checkpoints hold trained tensors only, and that stops where the loss is not a number."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """Group examples of like length, whether they hold one input or several."""
+        rows = train_dataset if train_dataset is not None else self.train_dataset
+        if self.args.train_sampling_strategy != "group_by_length" or not isinstance(rows, Rows):
+            return super()._get_train_sampler(train_dataset)
+        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return LengthGroupedSampler(batch, lengths=[tokens_in(row) for row in rows.rows])
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """Write the trained tensors alone, under the name the Trainer looks for when it resumes."""
@@ -241,7 +251,9 @@ class ExamplesTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> Any:
-        return super().prediction_step(model, inputs, prediction_loss_only, ["features", *(ignore_keys or [])])
+        return super().prediction_step(
+            model, inputs, prediction_loss_only, ["features", "weights", *(ignore_keys or [])]
+        )
 
 
 def accelerator_available() -> bool:

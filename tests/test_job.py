@@ -38,7 +38,7 @@ def finish(*arguments: Any, **changes: Any) -> dict[str, Any]:
     return dict(run(from_mapping(settings(*arguments, **changes)), say=lambda line: None).metrics)
 
 
-@pytest.mark.parametrize("fusion", ["none", "concat", "knn", "knn-retriever"])
+@pytest.mark.parametrize("fusion", ["none", "concat", "marginal", "knn", "knn-retriever"])
 def test_run_measures_before_and_after_and_saves_what_loads_back(
     tiny_bert: str, toy_data: dict[str, str], tmp_path: Path, fusion: str
 ) -> None:

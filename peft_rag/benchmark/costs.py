@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from peft_rag.batching import tokens_in
 from peft_rag.fusion.base import Fusion, Outputs, Split
 from peft_rag.fusion.none import NoFusion
 
@@ -48,7 +49,7 @@ def batched(model: RetrievalAugmentedModel, split: Split, *, whole: bool) -> tup
     begun = time.perf_counter()
     outputs = model.outputs(part)
     seconds = time.perf_counter() - begun
-    return outputs, sum(len(row["input_ids"]) for row in model.encode(part)) / seconds
+    return outputs, sum(map(tokens_in, model.encode(part))) / seconds
 
 
 def latency(model: RetrievalAugmentedModel, texts: Sequence[str]) -> dict[str, dict[str, float]]:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Self
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from peft_rag.errors import RetrievalError
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+    from peft_rag.backbone import Backbone
     from peft_rag.corpus import Corpus
     from peft_rag.retrieval.base import Neighbours
     from peft_rag.tasks.base import Example, Task
@@ -19,6 +24,21 @@ if TYPE_CHECKING:
 
 READ = "read"
 """Key under which an encoded example says which neighbours it holds; never a tensor, never given to the model."""
+
+PASSAGES = "passages"
+"""Key under which an encoded example holds several inputs, each a feature dictionary, in place of one."""
+
+SCORES = "scores"
+"""Key of the similarities, one for each of the inputs under `PASSAGES`."""
+
+VECTORS = "vectors"
+"""Key of the vectors ``(K, V)`` of the neighbours under `READ`, for a fusion that works on these."""
+
+Embed = Callable[[Sequence[str]], "NDArray[np.float32]"]
+"""Turns texts into vectors of length 1, ``(K, V)``: the retriever's sentence encoder."""
+
+Read = Callable[..., "tuple[Tensor, Tensor]"]
+"""Runs a batch of inputs through backbone, method and head: log-probabilities and pooled features, one row an input."""
 
 
 @dataclass(frozen=True)
@@ -76,20 +96,40 @@ class Outputs:
         log_probs: in nats, ``(N, C)`` or ``(N, C, 2)``.
         features: pooled last hidden states, ``(N, D)``.
         read: corpus positions of the neighbours each input held; empty where inputs hold none.
+        weights: how much each of these counted, in the same order; empty where the fusion has no weights.
     """
 
     log_probs: Tensor
     features: Tensor
     read: Sequence[Sequence[int]] = ()
+    weights: Sequence[Sequence[float]] = ()
+
+
+@dataclass(frozen=True)
+class Fused:
+    """What the model gave for a batch of B examples, neighbours that it reads included.
+
+    Attributes:
+        log_probs: in nats, as the task gives them, ``(B, …)``.
+        features: pooled last hidden states, ``(B, D)``.
+        weights: of the K neighbours of each example, ``(B, K)``, 0 for missing ones; None where there are none.
+    """
+
+    log_probs: Tensor
+    features: Tensor
+    weights: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Fusion(ABC):
     """How neighbours enter the model; a frozen dataclass of options, so that it survives JSON.
 
-    An option that is None is fitted on validation examples after training (`fit`), which gives a new fusion.
+    A fusion has two ends: `encode` turns examples and neighbours into inputs, and `run` turns what the model reads in
+    them into an answer, with gradients. What it trains of its own it makes in `make_module`, and gets back in `run`.
+    `combine` is what is done once the model is trained: it may look at the whole encoded corpus. An option that is
+    None is fitted on validation examples after training (`fit`), which gives a new fusion.
 
-    Dims: N examples, B of them in a batch, T tokens, D hidden size, K neighbours, C classes.
+    Dims: N examples, B of them in a batch, T tokens, D hidden size, K neighbours, V of a neighbour's vector, C classes.
     """
 
     @property
@@ -117,14 +157,49 @@ class Fusion(ABC):
         """Whether the corpus must be encoded by the tuned backbone."""
         return False
 
+    @property
+    def needs_vectors(self) -> bool:
+        """Whether it works on the neighbours' vectors by the retriever's sentence encoder."""
+        return False
+
     @abstractmethod
-    def encode(self, tokenizer: Any, split: Split, corpus: Corpus | None, max_length: int) -> list[dict[str, Any]]:
+    def encode(
+        self, tokenizer: Any, split: Split, corpus: Corpus | None, max_length: int, embed: Embed | None = None
+    ) -> list[dict[str, Any]]:
         """Turn examples and their neighbours into token ids, one feature dictionary an example.
+
+        Args:
+            tokenizer: a fast one.
+            split: examples with their neighbours.
+            corpus: what the neighbours are positions in.
+            max_length: tokens of one input at most.
+            embed: the retriever's sentence encoder, for a fusion that works on vectors; None where there is none.
 
         Returns:
             dictionaries with ``input_ids``, ``attention_mask``, what else the tokenizer gives, and ``pooled_mask``:
-            1 for the tokens the task may pool over. Corpus positions of the neighbours in it go under `READ`.
+            1 for the tokens the task may pool over. A dictionary may hold several such under `PASSAGES`, with their
+            `SCORES`, instead. Corpus positions of the neighbours in it go under `READ`, their vectors under `VECTORS`.
         """
+
+    def make_module(self, backbone: Backbone, vector_size: int) -> nn.Module | None:
+        """Return what is trained of the fusion itself, fresh, or None.
+
+        Args:
+            backbone: frozen, before a method is attached.
+            vector_size: V; 0 where the retriever has no vectors.
+        """
+        return None
+
+    def run(self, read: Read, batch: dict[str, Tensor], module: Any) -> Fused:
+        """Answer a batch; what is done here is trained through.
+
+        Args:
+            read: runs inputs through backbone, method and head.
+            batch: what `peft_rag.batching.collate` made of encoded examples. Examples encoded by `NoFusion` may stand
+                among them, or be all of them.
+            module: what `make_module` gave.
+        """
+        return Fused(*read(**batch))
 
     def combine(self, outputs: Outputs, split: Split, memory: Memory | None, task: Task) -> Tensor:
         """Turn the model's log-probabilities into the fused ones, in nats and of the same shape."""
@@ -135,8 +210,18 @@ class Fusion(ABC):
         return self
 
     def shown(self, outputs: Outputs, split: Split, memory: Memory | None) -> list[list[Shown]]:
-        """Return, per example, the neighbours that took part and with what weight, closest first."""
-        return [[] for _ in range(len(split))]
+        """Return, per example, the neighbours that took part and with what weight, closest first.
+
+        Neighbours that were read jointly have no weights of their own, and are shown in equal shares.
+        """
+        if split.neighbours is None or not outputs.read:
+            return [[] for _ in range(len(split))]
+        rows = []
+        for number, read in enumerate(outputs.read):
+            scores = dict(split.neighbours.row(number))
+            weights = outputs.weights[number] if outputs.weights else [1 / max(1, len(read))] * len(read)
+            rows.append([Shown(place, scores[place], weight) for place, weight in zip(read, weights, strict=True)])
+        return rows
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -154,3 +239,14 @@ def encode_inputs(tokenizer: Any, split: Split, max_length: int) -> list[dict[st
         {name: values[row] for name, values in encoded.items()} | {"pooled_mask": encoded["attention_mask"][row]}
         for row in range(len(texts))
     ]
+
+
+def neighbours_of(name: str, split: Split, corpus: Corpus | None) -> tuple[Neighbours, Corpus]:
+    """Return what a fusion that reads neighbours needs.
+
+    Raises:
+        RetrievalError: there are none.
+    """
+    if corpus is None or split.neighbours is None:
+        raise RetrievalError(f"fusion '{name}' was given no neighbours. Pass the corpus it was trained with.")
+    return split.neighbours, corpus

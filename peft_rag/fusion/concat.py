@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from peft_rag.errors import ConfigError, RetrievalError
-from peft_rag.fusion.base import READ, Fusion, Memory, Outputs, Shown, Split, encode_inputs
+from peft_rag.errors import ConfigError
+from peft_rag.fusion.base import READ, Embed, Fusion, Split, encode_inputs, neighbours_of
+from peft_rag.fusion.passages import TEMPLATE, Passages, check_template
 
 if TYPE_CHECKING:
-    from peft_rag.corpus import Corpus, Document
+    from peft_rag.corpus import Corpus
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,15 @@ class ConcatFusion(Fusion):
         k: neighbours shown at most.
         passage_tokens: tokens of one neighbour at most.
         show_labels: whether a neighbour's labels stand before its text.
+        order: whether the closest neighbour stands first, next to the input, or last.
+        template: how a labelled neighbour is written, of ``{labels}`` and ``{text}``.
     """
 
     k: int = 3
     passage_tokens: int = 64
     show_labels: bool = True
+    order: Literal["best-first", "best-last"] = "best-first"
+    template: str = TEMPLATE
 
     def __post_init__(self) -> None:
         if self.k < 1 or self.passage_tokens < 1:
@@ -39,6 +43,9 @@ class ConcatFusion(Fusion):
                 f"fusion 'concat' needs k and passage_tokens of at least 1, got k={self.k} and "
                 f"passage_tokens={self.passage_tokens}. Use --fusion none for no neighbours."
             )
+        if self.order not in ("best-first", "best-last"):
+            raise ConfigError(f"fusion.order is '{self.order}'. Choose best-first or best-last.")
+        check_template(self.template)
 
     @property
     def documents_needed(self) -> int:
@@ -52,77 +59,17 @@ class ConcatFusion(Fusion):
     def reads_neighbours(self) -> bool:
         return True
 
-    def encode(self, tokenizer: Any, split: Split, corpus: Corpus | None, max_length: int) -> list[dict[str, Any]]:
-        alone = encode_inputs(tokenizer, split, max_length)
-        if corpus is None or split.neighbours is None:
-            raise RetrievalError("fusion 'concat' was given no neighbours. Pass the corpus it was trained with.")
-        passages = self._passages(tokenizer, corpus)
-        joining = tokenizer.num_special_tokens_to_add(pair=True) - tokenizer.num_special_tokens_to_add(pair=False)
-        for row, features in enumerate(alone):
-            positions = [position for position, _ in split.neighbours.row(row)[: self.k]]
-            room = max_length - len(features["input_ids"]) - joining
-            read = _that_fit([(position, passages(position)[1]) for position in positions], room)
+    def encode(
+        self, tokenizer: Any, split: Split, corpus: Corpus | None, max_length: int, embed: Embed | None = None
+    ) -> list[dict[str, Any]]:
+        found, documents = neighbours_of("concat", split, corpus)
+        passages = Passages(tokenizer, documents, self.passage_tokens, self.template, self.show_labels)
+        rows = encode_inputs(tokenizer, split, max_length)
+        for number, row in enumerate(rows):
+            positions = [position for position, _ in found.row(number)[: self.k]]
+            read = passages.that_fit(positions, max_length - len(row["input_ids"]) - passages.joining)
             if read:
-                texts = [passages(position)[0] for position in read]
-                alone[row] = _paired(tokenizer, split.examples[row].text, texts, max_length)
-            alone[row][READ] = read
-        return alone
-
-    def _passages(self, tokenizer: Any, corpus: Corpus) -> Any:
-        """Return a function from a corpus position to the text shown for it and its number of tokens."""
-        known: dict[int, tuple[str, int]] = {}
-
-        def passage(position: int) -> tuple[str, int]:
-            if position not in known:
-                known[position] = self._cut(tokenizer, self._written(corpus[position]))
-            return known[position]
-
-        return passage
-
-    def _written(self, document: Document) -> str:
-        labels = ", ".join(document.labels) if self.show_labels else ""
-        return f"{labels}: {document.text}" if labels else document.text
-
-    def _cut(self, tokenizer: Any, text: str) -> tuple[str, int]:
-        encoded = tokenizer(
-            text,
-            add_special_tokens=False,
-            truncation=True,
-            max_length=self.passage_tokens,
-            return_offsets_mapping=True,
-        )
-        tokens = len(encoded["input_ids"])
-        return (text[: encoded["offset_mapping"][-1][1]], tokens) if tokens else ("", 0)
-
-    def shown(self, outputs: Outputs, split: Split, memory: Memory | None) -> list[list[Shown]]:
-        """Return the neighbours that were read, in equal shares: read jointly, none has a weight of its own."""
-        if split.neighbours is None:
-            return super().shown(outputs, split, memory)
-        rows = []
-        for number, read in enumerate(outputs.read):
-            scores = dict(split.neighbours.row(number))
-            rows.append([Shown(position, scores[position], 1.0 / len(read)) for position in read])
+                shown = read if self.order == "best-first" else read[::-1]
+                rows[number] = passages.beside(split.examples[number].text, shown, max_length)
+            rows[number][READ] = read
         return rows
-
-
-def _that_fit(passages: Sequence[tuple[int, int]], room: int) -> list[int]:
-    """Return the positions of the closest passages whose tokens fit; the first that does not ends the list.
-
-    A passage of nothing but characters that the tokenizer drops has no tokens, and is left out.
-    """
-    chosen: list[int] = []
-    for position, tokens in passages:
-        if tokens > room:
-            break
-        chosen += [position] if tokens else []
-        room -= tokens
-    return chosen
-
-
-def _paired(tokenizer: Any, text: str, passages: list[str], max_length: int) -> dict[str, Any]:
-    """Tokenise the input and its passages as one pair; the tokens before the second segment are pooled over."""
-    encoded = tokenizer(text, " ".join(passages), truncation="only_second", max_length=max_length)
-    segments = encoded.sequence_ids(0)
-    border = segments.index(1)
-    pooled = [int(place < border) for place in range(len(segments))]
-    return dict(encoded) | {"pooled_mask": pooled}

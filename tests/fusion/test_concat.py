@@ -168,3 +168,19 @@ def test_needs_follow_from_k_and_survive_json():
     fusion = ConcatFusion(k=5, show_labels=False)
     assert (fusion.documents_needed, fusion.neighbours_wanted, fusion.reads_neighbours) == (5, 5, True)
     assert ConcatFusion.from_dict(fusion.to_dict()) == fusion
+
+
+def test_the_closest_may_stand_last_and_is_still_the_last_to_be_dropped(make_tokenizer):
+    tokens, _ = read(make_tokenizer(), "w1", [3, 0, 1], order="best-last", max_length=12)
+    assert tokens == "[CLS] w1 [SEP] a : w10 w11 b : w40 [SEP]"
+    (row,) = ConcatFusion(order="best-last").encode(
+        make_tokenizer(), Split([Example("0", "w1")], found([3, 0])), CORPUS, 32
+    )
+    assert row["read"] == [3, 0]
+
+
+def test_a_template_says_how_a_labelled_neighbour_is_written(make_tokenizer):
+    tokens, _ = read(make_tokenizer(), "w1", [3, 2], template="{text} : {labels}")
+    assert tokens == "[CLS] w1 [SEP] w40 : b w30 w31 w32 w33 [SEP]"
+    with pytest.raises(ConfigError, match="Choose best-first or best-last"):
+        ConcatFusion(order="worst")

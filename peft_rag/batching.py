@@ -1,0 +1,92 @@
+"""Encoded examples into the tensors of one batch.
+
+Dims: B examples, R inputs (R = B unless an example holds several), T tokens, K neighbours of an example at most, V of a
+neighbour's vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from peft_rag.fusion.base import PASSAGES, READ, SCORES, VECTORS
+
+PASSAGE_ROWS = "passage_rows"
+"""Which inputs belong to each example, ``(B, K)``; -1 where it has fewer."""
+
+PASSAGE_SCORES = "passage_scores"
+"""Their similarities, ``(B, K)``; -inf where it has fewer."""
+
+NEIGHBOUR_VECTORS = "neighbour_vectors"
+"""Vectors of each example's neighbours, ``(B, K, V)``; 0 where it has fewer."""
+
+NEIGHBOUR_MASK = "neighbour_mask"
+"""1 for a neighbour, 0 where an example has fewer, ``(B, K)``."""
+
+_WHOLE = {"labels", PASSAGES, READ, SCORES, VECTORS}
+
+
+def inputs_of(row: dict[str, Any]) -> Sequence[dict[str, Any]]:
+    """Return the inputs of an encoded example: itself, or those it holds."""
+    inputs: Sequence[dict[str, Any]] = row.get(PASSAGES, (row,))
+    return inputs
+
+
+def tokens_in(row: dict[str, Any]) -> int:
+    """Return the tokens that an encoded example makes the backbone read, padding not counted."""
+    return sum(len(one["input_ids"]) for one in inputs_of(row))
+
+
+def collate(rows: Sequence[dict[str, Any]], tokenizer: Any) -> dict[str, Tensor]:
+    """Make one batch: inputs padded to their longest on the tokenizer's side, and what belongs to whole examples.
+
+    Args:
+        rows: encoded examples, as `peft_rag.fusion.base.Fusion.encode` describes them; with ``labels`` or without.
+        tokenizer: knows the padding side and token.
+    """
+    inputs = [one for row in rows for one in inputs_of(row)]
+    width = max(len(one["input_ids"]) for one in inputs)
+    left = tokenizer.padding_side == "left"
+    batch = {}
+    for name in inputs[0].keys() - _WHOLE:
+        padding = (tokenizer.pad_token_id or 0) if name == "input_ids" else 0
+        gaps = [[padding] * (width - len(one[name])) for one in inputs]
+        batch[name] = torch.tensor(
+            [gap + one[name] if left else one[name] + gap for one, gap in zip(inputs, gaps, strict=True)]
+        )
+    if "labels" in rows[0]:
+        batch["labels"] = torch.stack([row["labels"] for row in rows])
+    if any(PASSAGES in row for row in rows):
+        batch |= _passages(rows)
+    if any(VECTORS in row for row in rows):
+        batch |= _vectors(rows)
+    return batch
+
+
+def _passages(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    """Say which inputs are whose; an example that is an input itself has one, of score 0."""
+    scores = [row[SCORES] if PASSAGES in row else [0.0] for row in rows]
+    most = max(map(len, scores))
+    table = torch.full((len(rows), most), -1)
+    padded = torch.full((len(rows), most), -torch.inf)
+    begin = 0
+    for place, given in enumerate(scores):
+        table[place, : len(given)] = torch.arange(begin, begin + len(given))
+        padded[place, : len(given)] = torch.tensor(given)
+        begin += len(given)
+    return {PASSAGE_ROWS: table, PASSAGE_SCORES: padded}
+
+
+def _vectors(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    """Stack the neighbours' vectors; an example without any still has one place, masked."""
+    given = [torch.as_tensor(row[VECTORS]) if VECTORS in row else torch.zeros(0) for row in rows]
+    size = max(vectors.shape[-1] for vectors in given)
+    padded = torch.zeros(len(rows), max(1, *map(len, given)), size)
+    mask = torch.zeros(padded.shape[:2], dtype=torch.long)
+    for place, vectors in enumerate(given):
+        padded[place, : len(vectors)] = vectors.reshape(-1, size)
+        mask[place, : len(vectors)] = 1
+    return {NEIGHBOUR_VECTORS: padded, NEIGHBOUR_MASK: mask}

@@ -1,0 +1,102 @@
+"""How a document is written as a passage, and how passages stand beside an input."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from peft_rag.errors import ConfigError
+
+if TYPE_CHECKING:
+    from peft_rag.corpus import Corpus, Document
+
+TEMPLATE = "{labels}: {text}"
+_FIELDS = ("labels", "text")
+
+
+def check_template(template: str) -> None:
+    """Raise on a template that does not show the text, or names what a document has not."""
+    try:
+        named = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise ConfigError(f"fusion.template is {template!r}: {error}. Write for example '{TEMPLATE}'.") from None
+    unknown = [name for name in named if name not in _FIELDS]
+    if unknown or "text" not in named:
+        what = f"names {{{unknown[0]}}}" if unknown else "does not show {text}"
+        raise ConfigError(f"fusion.template is {template!r}, which {what}. It may name {{labels}} and {{text}}.")
+
+
+def written(document: Document, template: str, *, show_labels: bool) -> str:
+    """Write a document by a template; one without labels, or whose labels are hidden, is its text alone.
+
+    >>> from peft_rag.corpus import Document
+    >>> written(Document("1", "rain", ("weather",)), "{labels}: {text}", show_labels=True)
+    'weather: rain'
+    """
+    if not (show_labels and document.labels):
+        return document.text
+    return template.format(labels=", ".join(document.labels), text=document.text)
+
+
+@dataclass(frozen=True)
+class Passages:
+    """The documents of a corpus as passages of at most ``tokens`` tokens, each written and cut once.
+
+    Attributes:
+        tokenizer: a fast one.
+        corpus: the documents.
+        tokens: of one passage at most.
+        template: how one is written.
+        show_labels: whether its labels are shown.
+    """
+
+    tokenizer: Any
+    corpus: Corpus
+    tokens: int
+    template: str
+    show_labels: bool
+    _known: dict[int, tuple[str, int]] = field(default_factory=dict)
+
+    @property
+    def joining(self) -> int:
+        """Special tokens that a second segment costs."""
+        tokenizer = self.tokenizer
+        return int(tokenizer.num_special_tokens_to_add(pair=True) - tokenizer.num_special_tokens_to_add(pair=False))
+
+    def __getitem__(self, position: int) -> tuple[str, int]:
+        """Return the passage of a document and its number of tokens."""
+        if position not in self._known:
+            text = written(self.corpus[position], self.template, show_labels=self.show_labels)
+            self._known[position] = self._cut(text)
+        return self._known[position]
+
+    def that_fit(self, positions: Sequence[int], room: int) -> list[int]:
+        """Return the closest documents whose passages fit; the first that does not ends the list.
+
+        A passage of nothing but characters that the tokenizer drops has no tokens, and is left out.
+        """
+        chosen: list[int] = []
+        for position in positions:
+            tokens = self[position][1]
+            if tokens > room:
+                break
+            chosen += [position] if tokens else []
+            room -= tokens
+        return chosen
+
+    def beside(self, text: str, positions: Sequence[int], max_length: int) -> dict[str, Any]:
+        """Tokenise an input and passages as one pair; the tokens before the second segment are pooled over."""
+        passages = " ".join(self[position][0] for position in positions)
+        encoded = self.tokenizer(text, passages, truncation="only_second", max_length=max_length)
+        segments = encoded.sequence_ids(0)
+        border = segments.index(1)
+        return dict(encoded) | {"pooled_mask": [int(place < border) for place in range(len(segments))]}
+
+    def _cut(self, text: str) -> tuple[str, int]:
+        encoded = self.tokenizer(
+            text, add_special_tokens=False, truncation=True, max_length=self.tokens, return_offsets_mapping=True
+        )
+        tokens = len(encoded["input_ids"])
+        return (text[: encoded["offset_mapping"][-1][1]], tokens) if tokens else ("", 0)
