@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from peft_rag.backbone import Backbone, check_length
-from peft_rag.batching import collate, tokens_in
 from peft_rag.errors import MethodError, RetrievalError
 from peft_rag.files import sha256_of_json
 from peft_rag.fusion.base import READ, Fusion, Memory, Outputs, Split
+from peft_rag.fusion.batching import collate, tokens_in
 from peft_rag.fusion.none import NoFusion
 from peft_rag.methods import AttachReport, attach, disabled
 from peft_rag.prediction import Prediction, explained
@@ -234,7 +234,7 @@ class RetrievalAugmentedModel(nn.Module):
         return self.task.log_probs(self.head(self.dropout(features))), features
 
     def collate(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        """Make one batch of encoded examples; see `peft_rag.batching.collate`."""
+        """Make one batch of encoded examples; see `peft_rag.fusion.batching.collate`."""
         return collate(rows, self.tokenizer)
 
     def encode(self, split: Split, *, fusion: Fusion | None = None) -> list[dict[str, Any]]:

@@ -18,9 +18,9 @@ from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallbac
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalPrediction
 
-from peft_rag.batching import tokens_in
 from peft_rag.errors import ConfigError, DivergedError, TrainingError
 from peft_rag.fusion.base import Split
+from peft_rag.fusion.batching import tokens_in
 from peft_rag.registry import suggest
 
 if TYPE_CHECKING:
@@ -203,11 +203,17 @@ class ExamplesTrainer(Trainer):
     """A Trainer whose checkpoints hold trained tensors only, and that stops where the loss is not a number."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        """Group examples of like length, whether they hold one input or several."""
-        rows = train_dataset if train_dataset is not None else self.train_dataset
-        if self.args.train_sampling_strategy != "group_by_length" or not isinstance(rows, Rows):
-            return super()._get_train_sampler(train_dataset)
+        rows = self.train_dataset if train_dataset is None else train_dataset
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return self._by_length(rows, batch) or super()._get_train_sampler(train_dataset)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        return self._by_length(eval_dataset, self.args.eval_batch_size) or super()._get_eval_sampler(eval_dataset)
+
+    def _by_length(self, rows: Any, batch: int) -> LengthGroupedSampler | None:
+        """Group examples of like length, whether they hold one input or several, where that is asked for."""
+        if self.args.train_sampling_strategy != "group_by_length":
+            return None
         return LengthGroupedSampler(batch, lengths=[tokens_in(row) for row in rows.rows])
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:

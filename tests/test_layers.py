@@ -21,7 +21,7 @@ LAYERS = [
     {"demo", "evaluation", "retrieval"},
     {"tasks"},
     {"data", "fusion", "long_inputs"},
-    {"batching", "prediction"},
+    {"prediction"},
     {"backbone", "methods"},
     {"knowledge"},
     {"model"},

@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from peft_rag.batching import tokens_in
 from peft_rag.fusion.base import Fusion, Outputs, Split
+from peft_rag.fusion.batching import tokens_in
 from peft_rag.fusion.none import NoFusion
 
 if TYPE_CHECKING:

@@ -195,8 +195,8 @@ class Fusion(ABC):
 
         Args:
             read: runs inputs through backbone, method and head.
-            batch: what `peft_rag.batching.collate` made of encoded examples. Examples encoded by `NoFusion` may stand
-                among them, or be all of them.
+            batch: encoded examples as `peft_rag.fusion.batching.collate` joined them. Some of them, or all, may
+                have been encoded by `NoFusion`.
             module: what `make_module` gave.
         """
         return Fused(*read(**batch))

@@ -94,14 +94,17 @@ class MarginalFusion(Fusion):
         return _temperature(self.temperature)
 
     def run(self, read: Read, batch: dict[str, Tensor], module: Any) -> Fused:
-        from peft_rag.batching import PASSAGE_ROWS, PASSAGE_SCORES
+        from peft_rag.fusion.batching import PASSAGE_ROWS, PASSAGE_SCORES
 
         if PASSAGE_ROWS not in batch:
             return Fused(*read(**batch))
         inputs = dict(batch)
         rows, scores = inputs.pop(PASSAGE_ROWS), inputs.pop(PASSAGE_SCORES)
         log_probs, features = read(**inputs)
-        return marginalised(log_probs, features, rows, scores / module.log_temperature.exp())
+        # Missing neighbours stay out of the division: the gradient of -inf/τ is no number.
+        missing = rows < 0
+        logits = scores.masked_fill(missing, 0.0) / module.log_temperature.exp()
+        return marginalised(log_probs, features, rows, logits.masked_fill(missing, -math.inf))
 
 
 def marginalised(log_probs: Tensor, features: Tensor, rows: Tensor, logits: Tensor) -> Fused:

@@ -3,10 +3,10 @@ import math
 import pytest
 import torch
 
-from peft_rag.batching import PASSAGE_ROWS, PASSAGE_SCORES, collate, tokens_in
 from peft_rag.corpus import Corpus, Document
 from peft_rag.errors import ConfigError, RetrievalError
 from peft_rag.fusion.base import PASSAGES, READ, SCORES, Outputs, Split
+from peft_rag.fusion.batching import PASSAGE_ROWS, PASSAGE_SCORES, collate, tokens_in
 from peft_rag.fusion.marginal import MarginalFusion, marginalised
 from peft_rag.fusion.none import NoFusion
 from peft_rag.tasks.base import Example
@@ -74,18 +74,20 @@ def test_mixture_of_pairs_sums_to_one_for_each_class():
     torch.testing.assert_close(fused.log_probs.logsumexp(-1), torch.zeros(4, 5), rtol=0, atol=1e-12)
 
 
-def test_gradients_equal_finite_differences():
+def test_gradients_of_a_run_equal_finite_differences():
     torch.manual_seed(0)
     logits = torch.randn(10, 5, requires_grad=True)
     features = torch.randn(10, 3, requires_grad=True)
-    log_temperature = torch.tensor(-1.0, requires_grad=True)
+    module = MarginalFusion().make_module(None, 0)
+    batch = {PASSAGE_ROWS: ROWS, PASSAGE_SCORES: SIMILARITIES}
 
     def answer(logits, features, log_temperature):
-        scores = SIMILARITIES / log_temperature.exp()
-        fused = marginalised(logits.log_softmax(-1), features, ROWS, scores)
+        module.log_temperature = log_temperature
+        fused = MarginalFusion().run(lambda: (logits.log_softmax(-1), features), batch, module)
         return fused.log_probs, fused.features
 
-    assert torch.autograd.gradcheck(answer, (logits, features, log_temperature))
+    del module.log_temperature
+    assert torch.autograd.gradcheck(answer, (logits, features, torch.tensor(-1.0, requires_grad=True)))
 
 
 def test_encode_reads_each_neighbour_by_itself(make_tokenizer):
