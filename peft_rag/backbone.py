@@ -39,6 +39,11 @@ class Backbone:
         return int(self.model.config.hidden_size)
 
     @property
+    def is_causal(self) -> bool:
+        """Whether a token sees only what stands before it, as in a decoder."""
+        return any(getattr(module, "is_causal", False) is True for module in self.model.modules())
+
+    @property
     def longest_input(self) -> int:
         """Tokens the backbone can read, or a million where it sets no bound."""
         positions = getattr(self.model.config, "max_position_embeddings", None) or 1_000_000

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from peft_rag.backbone import Backbone, check_length
 from peft_rag.errors import MethodError, RetrievalError
 from peft_rag.files import sha256_of_json
-from peft_rag.fusion.base import READ, Fusion, Memory, Outputs, Split
+from peft_rag.fusion.base import READ, Fusion, Memory, Outputs, Reader, Split
 from peft_rag.fusion.batching import collate, tokens_in
 from peft_rag.fusion.none import NoFusion
 from peft_rag.methods import AttachReport, attach, disabled
@@ -235,7 +235,7 @@ class RetrievalAugmentedModel(nn.Module):
 
     def collate(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         """Make one batch of encoded examples; see `peft_rag.fusion.batching.collate`."""
-        return collate(rows, self.tokenizer)
+        return collate(rows, self.tokenizer.pad_token_id or 0)
 
     def encode(self, split: Split, *, fusion: Fusion | None = None) -> list[dict[str, Any]]:
         """Tokenise a split as the fusion reads it; labelled examples carry their targets as ``labels``.
@@ -247,7 +247,8 @@ class RetrievalAugmentedModel(nn.Module):
             split = replace(split, examples=self.long_inputs[self.adapter].read(split.examples, bar))
         corpus = self.knowledge.corpus if self.knowledge else None
         embed = self.knowledge.embed if self.knowledge else None
-        rows = (fusion or self.fusion).encode(self.tokenizer, split, corpus, self.max_length, embed)
+        reader = Reader(self.tokenizer, self.max_length, self.source.is_causal, embed)
+        rows = (fusion or self.fusion).encode(split, corpus, reader)
         if split.examples and all(example.labels is not None for example in split.examples):
             for row, target in zip(rows, self.task.targets(split.examples), strict=True):
                 row["labels"] = target

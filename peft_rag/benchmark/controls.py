@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from peft_rag.corpus import Corpus
-from peft_rag.fusion.base import PASSAGES, READ, Embed, Fusion, Memory, Outputs, Split
+from peft_rag.fusion.base import PASSAGES, READ, Fusion, Memory, Outputs, Reader, Split
 from peft_rag.fusion.knn import KnnFusion, unit
 from peft_rag.fusion.none import NoFusion
 from peft_rag.retrieval.base import NO_POSITION, Neighbours
@@ -130,10 +130,8 @@ class OtherCorpus(Fusion):
     inner: Fusion
     corpus: Corpus
 
-    def encode(
-        self, tokenizer: Any, split: Split, corpus: Corpus | None, max_length: int, embed: Embed | None = None
-    ) -> list[dict[str, Any]]:
-        return self.inner.encode(tokenizer, split, self.corpus, max_length, embed)
+    def encode(self, split: Split, corpus: Corpus | None, reader: Reader) -> list[dict[str, Any]]:
+        return self.inner.encode(split, self.corpus, reader)
 
 
 @dataclass(frozen=True)
@@ -145,18 +143,16 @@ class Filler(Fusion):
 
     inner: Fusion
 
-    def encode(
-        self, tokenizer: Any, split: Split, corpus: Corpus | None, max_length: int, embed: Embed | None = None
-    ) -> list[dict[str, Any]]:
-        words = tokenizer(_FILLER, add_special_tokens=False)["input_ids"]
-        special = set(tokenizer.all_special_ids)
+    def encode(self, split: Split, corpus: Corpus | None, reader: Reader) -> list[dict[str, Any]]:
+        words = reader.tokenizer(_FILLER, add_special_tokens=False)["input_ids"]
+        special = set(reader.tokenizer.all_special_ids)
 
         def overwritten(row: dict[str, Any]) -> dict[str, Any]:
             if PASSAGES in row:
                 return row | {PASSAGES: [_overwritten(one, words, special) for one in row[PASSAGES]]}
             return _overwritten(row, words, special)
 
-        rows = self.inner.encode(tokenizer, split, corpus, max_length, embed)
+        rows = self.inner.encode(split, corpus, reader)
         return [overwritten(row) if row.get(READ) else row for row in rows]
 
 

@@ -121,6 +121,23 @@ class Fused:
 
 
 @dataclass(frozen=True)
+class Reader:
+    """What reads the inputs, as far as whoever writes them must know.
+
+    Attributes:
+        tokenizer: a fast one.
+        max_length: tokens of one input at most.
+        causal: whether a token sees only what stands before it, so that neighbours must.
+        embed: the retriever's sentence encoder, for a fusion that works on vectors; None where there is none.
+    """
+
+    tokenizer: Any
+    max_length: int
+    causal: bool = False
+    embed: Embed | None = None
+
+
+@dataclass(frozen=True)
 class Fusion(ABC):
     """How neighbours enter the model; a frozen dataclass of options, so that it survives JSON.
 
@@ -163,17 +180,13 @@ class Fusion(ABC):
         return False
 
     @abstractmethod
-    def encode(
-        self, tokenizer: Any, split: Split, corpus: Corpus | None, max_length: int, embed: Embed | None = None
-    ) -> list[dict[str, Any]]:
+    def encode(self, split: Split, corpus: Corpus | None, reader: Reader) -> list[dict[str, Any]]:
         """Turn examples and their neighbours into token ids, one feature dictionary an example.
 
         Args:
-            tokenizer: a fast one.
             split: examples with their neighbours.
             corpus: what the neighbours are positions in.
-            max_length: tokens of one input at most.
-            embed: the retriever's sentence encoder, for a fusion that works on vectors; None where there is none.
+            reader: what will read them.
 
         Returns:
             dictionaries with ``input_ids``, ``attention_mask``, what else the tokenizer gives, and ``pooled_mask``:
@@ -231,10 +244,10 @@ class Fusion(ABC):
         return cls(**settings)
 
 
-def encode_inputs(tokenizer: Any, split: Split, max_length: int) -> list[dict[str, Any]]:
-    """Tokenise the examples' own texts, cut to ``max_length`` tokens, all of them pooled over."""
+def encode_inputs(split: Split, reader: Reader) -> list[dict[str, Any]]:
+    """Tokenise the examples' own texts, cut to what the reader takes, all of them pooled over."""
     texts = [example.text for example in split.examples]
-    encoded = tokenizer(texts, truncation=True, max_length=max_length)
+    encoded = reader.tokenizer(texts, truncation=True, max_length=reader.max_length)
     return [
         {name: values[row] for name, values in encoded.items()} | {"pooled_mask": encoded["attention_mask"][row]}
         for row in range(len(texts))

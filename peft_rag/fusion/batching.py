@@ -40,23 +40,22 @@ def tokens_in(row: dict[str, Any]) -> int:
     return sum(len(one["input_ids"]) for one in inputs_of(row))
 
 
-def collate(rows: Sequence[dict[str, Any]], tokenizer: Any) -> dict[str, Tensor]:
-    """Make one batch: inputs padded to their longest on the tokenizer's side, and what belongs to whole examples.
+def collate(rows: Sequence[dict[str, Any]], padding: int) -> dict[str, Tensor]:
+    """Make one batch: inputs padded to their longest, and what belongs to whole examples.
+
+    Padding stands on the right whatever the tokenizer prefers, so that on every architecture positions count from an
+    input's first token and its answer does not depend on its batch.
 
     Args:
         rows: encoded examples, as `peft_rag.fusion.base.Fusion.encode` describes them; with ``labels`` or without.
-        tokenizer: knows the padding side and token.
+        padding: token id.
     """
     inputs = [one for row in rows for one in inputs_of(row)]
     width = max(len(one["input_ids"]) for one in inputs)
-    left = tokenizer.padding_side == "left"
     batch = {}
     for name in inputs[0].keys() - _WHOLE:
-        padding = (tokenizer.pad_token_id or 0) if name == "input_ids" else 0
-        gaps = [[padding] * (width - len(one[name])) for one in inputs]
-        batch[name] = torch.tensor(
-            [gap + one[name] if left else one[name] + gap for one, gap in zip(inputs, gaps, strict=True)]
-        )
+        filler = padding if name == "input_ids" else 0
+        batch[name] = torch.tensor([one[name] + [filler] * (width - len(one[name])) for one in inputs])
     if "labels" in rows[0]:
         batch["labels"] = torch.stack([row["labels"] for row in rows])
     if any(PASSAGES in row for row in rows):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from peft_rag.errors import ConfigError
-from peft_rag.fusion.base import READ, Embed, Fusion, Split, encode_inputs, neighbours_of
+from peft_rag.fusion.base import READ, Fusion, Reader, Split, encode_inputs, neighbours_of
 from peft_rag.fusion.passages import TEMPLATE, Passages, check_template
 
 if TYPE_CHECKING:
@@ -59,17 +59,15 @@ class ConcatFusion(Fusion):
     def reads_neighbours(self) -> bool:
         return True
 
-    def encode(
-        self, tokenizer: Any, split: Split, corpus: Corpus | None, max_length: int, embed: Embed | None = None
-    ) -> list[dict[str, Any]]:
+    def encode(self, split: Split, corpus: Corpus | None, reader: Reader) -> list[dict[str, Any]]:
         found, documents = neighbours_of("concat", split, corpus)
-        passages = Passages(tokenizer, documents, self.passage_tokens, self.template, self.show_labels)
-        rows = encode_inputs(tokenizer, split, max_length)
+        passages = Passages(reader, documents, self.passage_tokens, self.template, self.show_labels)
+        rows = encode_inputs(split, reader)
         for number, row in enumerate(rows):
             positions = [position for position, _ in found.row(number)[: self.k]]
-            read = passages.that_fit(positions, max_length - len(row["input_ids"]) - passages.joining)
+            read = passages.that_fit(positions, reader.max_length - len(row["input_ids"]) - passages.joining)
             if read:
                 shown = read if self.order == "best-first" else read[::-1]
-                rows[number] = passages.beside(split.examples[number].text, shown, max_length)
+                rows[number] = passages.beside(split.examples[number].text, shown)
             rows[number][READ] = read
         return rows

@@ -11,7 +11,7 @@ import numpy as np
 from typing_extensions import Self
 
 from peft_rag.errors import ConfigError, RetrievalError
-from peft_rag.fusion.base import Embed, Fusion, Memory, Outputs, Shown, Split, encode_inputs
+from peft_rag.fusion.base import Fusion, Memory, Outputs, Reader, Shown, Split, encode_inputs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,10 +73,8 @@ class KnnFusion(Fusion):
     def needs_features(self) -> bool:
         return self.space == "tuned"
 
-    def encode(
-        self, tokenizer: Any, split: Split, corpus: Corpus | None, max_length: int, embed: Embed | None = None
-    ) -> list[dict[str, Any]]:
-        return encode_inputs(tokenizer, split, max_length)
+    def encode(self, split: Split, corpus: Corpus | None, reader: Reader) -> list[dict[str, Any]]:
+        return encode_inputs(split, reader)
 
     def combine(self, outputs: Outputs, split: Split, memory: Memory | None, task: Task) -> Tensor:
         """Return log(λ·p_kNN + (1-λ)·p_model); before λ, T and k are fitted, the model's own."""

@@ -11,10 +11,10 @@ from peft_rag.fusion.base import (
     PASSAGES,
     READ,
     SCORES,
-    Embed,
     Fused,
     Fusion,
     Read,
+    Reader,
     Split,
     encode_inputs,
     neighbours_of,
@@ -74,18 +74,16 @@ class MarginalFusion(Fusion):
     def reads_neighbours(self) -> bool:
         return True
 
-    def encode(
-        self, tokenizer: Any, split: Split, corpus: Corpus | None, max_length: int, embed: Embed | None = None
-    ) -> list[dict[str, Any]]:
+    def encode(self, split: Split, corpus: Corpus | None, reader: Reader) -> list[dict[str, Any]]:
         found, documents = neighbours_of("marginal", split, corpus)
-        passages = Passages(tokenizer, documents, self.passage_tokens, self.template, self.show_labels)
-        rows = encode_inputs(tokenizer, split, max_length)
+        passages = Passages(reader, documents, self.passage_tokens, self.template, self.show_labels)
+        rows = encode_inputs(split, reader)
         for number, alone in enumerate(rows):
-            room = max_length - len(alone["input_ids"]) - passages.joining
+            room = reader.max_length - len(alone["input_ids"]) - passages.joining
             pairs = [pair for pair in found.row(number)[: self.k] if passages.that_fit([pair[0]], room)]
             if pairs:
                 text = split.examples[number].text
-                inputs = [passages.beside(text, [position], max_length) for position, _ in pairs]
+                inputs = [passages.beside(text, [position]) for position, _ in pairs]
                 rows[number] = {PASSAGES: inputs, SCORES: [score for _, score in pairs]}
             rows[number][READ] = [position for position, _ in pairs]
         return rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from peft_rag.fusion.base import Embed, Fusion, Split, encode_inputs
+from peft_rag.fusion.base import Fusion, Reader, Split, encode_inputs
 
 if TYPE_CHECKING:
     from peft_rag.corpus import Corpus
@@ -15,7 +15,5 @@ if TYPE_CHECKING:
 class NoFusion(Fusion):
     """No retrieval: p(y|x) is the tuned model's own."""
 
-    def encode(
-        self, tokenizer: Any, split: Split, corpus: Corpus | None, max_length: int, embed: Embed | None = None
-    ) -> list[dict[str, Any]]:
-        return encode_inputs(tokenizer, split, max_length)
+    def encode(self, split: Split, corpus: Corpus | None, reader: Reader) -> list[dict[str, Any]]:
+        return encode_inputs(split, reader)

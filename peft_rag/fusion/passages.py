@@ -11,6 +11,7 @@ from peft_rag.errors import ConfigError
 
 if TYPE_CHECKING:
     from peft_rag.corpus import Corpus, Document
+    from peft_rag.fusion.base import Reader
 
 TEMPLATE = "{labels}: {text}"
 _FIELDS = ("labels", "text")
@@ -45,14 +46,14 @@ class Passages:
     """The documents of a corpus as passages of at most ``tokens`` tokens, each written and cut once.
 
     Attributes:
-        tokenizer: a fast one.
+        reader: what reads them.
         corpus: the documents.
         tokens: of one passage at most.
         template: how one is written.
         show_labels: whether its labels are shown.
     """
 
-    tokenizer: Any
+    reader: Reader
     corpus: Corpus
     tokens: int
     template: str
@@ -62,7 +63,7 @@ class Passages:
     @property
     def joining(self) -> int:
         """Special tokens that a second segment costs."""
-        tokenizer = self.tokenizer
+        tokenizer = self.reader.tokenizer
         return int(tokenizer.num_special_tokens_to_add(pair=True) - tokenizer.num_special_tokens_to_add(pair=False))
 
     def __getitem__(self, position: int) -> tuple[str, int]:
@@ -86,16 +87,23 @@ class Passages:
             room -= tokens
         return chosen
 
-    def beside(self, text: str, positions: Sequence[int], max_length: int) -> dict[str, Any]:
-        """Tokenise an input and passages as one pair; the tokens before the second segment are pooled over."""
+    def beside(self, text: str, positions: Sequence[int]) -> dict[str, Any]:
+        """Tokenise an input and passages as one pair; the tokens of the input's segment are pooled over.
+
+        The input stands first, where it stands without neighbours; before a causal backbone it stands last, because
+        its tokens see nothing that follows.
+        """
         passages = " ".join(self[position][0] for position in positions)
-        encoded = self.tokenizer(text, passages, truncation="only_second", max_length=max_length)
+        pair = (passages, text) if self.reader.causal else (text, passages)
+        cut = "only_first" if self.reader.causal else "only_second"
+        encoded = self.reader.tokenizer(*pair, truncation=cut, max_length=self.reader.max_length)
         segments = encoded.sequence_ids(0)
         border = segments.index(1)
-        return dict(encoded) | {"pooled_mask": [int(place < border) for place in range(len(segments))]}
+        pooled = [int((place >= border) == self.reader.causal) for place in range(len(segments))]
+        return dict(encoded) | {"pooled_mask": pooled}
 
     def _cut(self, text: str) -> tuple[str, int]:
-        encoded = self.tokenizer(
+        encoded = self.reader.tokenizer(
             text, add_special_tokens=False, truncation=True, max_length=self.tokens, return_offsets_mapping=True
         )
         tokens = len(encoded["input_ids"])

@@ -4,7 +4,7 @@ import torch
 
 from peft_rag.corpus import Corpus, Document
 from peft_rag.errors import ConfigError, RetrievalError
-from peft_rag.fusion.base import Outputs, Split
+from peft_rag.fusion.base import Outputs, Reader, Split
 from peft_rag.fusion.concat import ConcatFusion
 from peft_rag.fusion.none import NoFusion
 from peft_rag.retrieval.base import Neighbours
@@ -34,7 +34,7 @@ def found(*rows):
 def read(tokenizer, text, neighbours, max_length=64, **options):
     """Return the tokens of one example, and those of them that are pooled over."""
     split = Split([Example("0", text)], found(neighbours))
-    (row,) = ConcatFusion(**options).encode(tokenizer, split, CORPUS, max_length)
+    (row,) = ConcatFusion(**options).encode(split, CORPUS, Reader(tokenizer, max_length))
     assert len(row["input_ids"]) == len(row["attention_mask"]) == len(row["pooled_mask"]) <= max_length
     assert set(row["attention_mask"]) == {1}
     tokens = tokenizer.convert_ids_to_tokens(row["input_ids"])
@@ -90,7 +90,7 @@ def test_farthest_neighbours_are_dropped_first_and_the_input_is_never_cut_before
     tokenizer = make_tokenizer(kind)
     tokens, seen = read(tokenizer, text, [3, 0, 1], max_length)
     if not chosen:
-        (alone,) = NoFusion().encode(tokenizer, Split([Example("0", text)]), None, max_length)
+        (alone,) = NoFusion().encode(Split([Example("0", text)]), None, Reader(tokenizer, max_length))
         assert tokens == " ".join(tokenizer.convert_ids_to_tokens(alone["input_ids"]))
         return
     words = [word for word in tokens.split() if word not in ("[CLS]", "[SEP]")]
@@ -111,8 +111,8 @@ def test_input_longer_than_everything_is_cut_and_reads_no_neighbour(make_tokeniz
 def test_without_neighbours_an_example_is_read_as_by_no_fusion(make_tokenizer):
     tokenizer = make_tokenizer()
     examples = [Example("0", "w1 w2"), Example("1", "w3")]
-    rows = ConcatFusion().encode(tokenizer, Split(examples, found([], [3])), CORPUS, 32)
-    alone = NoFusion().encode(tokenizer, Split(examples), None, 32)
+    rows = ConcatFusion().encode(Split(examples, found([], [3])), CORPUS, Reader(tokenizer, 32))
+    alone = NoFusion().encode(Split(examples), None, Reader(tokenizer, 32))
     assert rows[0] == alone[0] | {"read": []}
     assert rows[1]["read"] == [3]
     assert rows[1] != alone[1]
@@ -122,7 +122,7 @@ def test_neighbour_of_nothing_the_tokenizer_knows_is_left_out(make_tokenizer):
     corpus = Corpus([Document("empty", "\u200b\u200b"), Document("d", "w9")])
     split = Split([Example("0", "w1"), Example("1", "w2")], found([0, 1], [0]))
     tokenizer = make_tokenizer()
-    rows = ConcatFusion().encode(tokenizer, split, corpus, 32)
+    rows = ConcatFusion().encode(split, corpus, Reader(tokenizer, 32))
     assert [" ".join(tokenizer.convert_ids_to_tokens(row["input_ids"])) for row in rows] == [
         "[CLS] w1 [SEP] w9 [SEP]",
         "[CLS] w2 [SEP]",
@@ -131,7 +131,7 @@ def test_neighbour_of_nothing_the_tokenizer_knows_is_left_out(make_tokenizer):
 
 def test_segments_are_told_apart_where_the_backbone_reads_them(make_tokenizer):
     split = Split([Example("0", "w1 w2")], found([3]))
-    (row,) = ConcatFusion().encode(make_tokenizer(), split, CORPUS, 32)
+    (row,) = ConcatFusion().encode(split, CORPUS, Reader(make_tokenizer(), 32))
     assert row["token_type_ids"] == [1 - one for one in row["pooled_mask"]]
 
 
@@ -139,7 +139,7 @@ def test_segments_are_told_apart_where_the_backbone_reads_them(make_tokenizer):
 def test_encode_without_corpus_or_neighbours_says_what_to_pass(make_tokenizer, split):
     given = split or Split([Example("0", "w1")], found([0]))
     with pytest.raises(RetrievalError) as caught:
-        ConcatFusion().encode(make_tokenizer(), given, CORPUS if split else None, 32)
+        ConcatFusion().encode(given, CORPUS if split else None, Reader(make_tokenizer(), 32))
     assert str(caught.value) == ("fusion 'concat' was given no neighbours. Pass the corpus it was trained with.")
 
 
@@ -174,7 +174,7 @@ def test_the_closest_may_stand_last_and_is_still_the_last_to_be_dropped(make_tok
     tokens, _ = read(make_tokenizer(), "w1", [3, 0, 1], order="best-last", max_length=12)
     assert tokens == "[CLS] w1 [SEP] a : w10 w11 b : w40 [SEP]"
     (row,) = ConcatFusion(order="best-last").encode(
-        make_tokenizer(), Split([Example("0", "w1")], found([3, 0])), CORPUS, 32
+        Split([Example("0", "w1")], found([3, 0])), CORPUS, Reader(make_tokenizer(), 32)
     )
     assert row["read"] == [3, 0]
 
@@ -184,3 +184,15 @@ def test_a_template_says_how_a_labelled_neighbour_is_written(make_tokenizer):
     assert tokens == "[CLS] w1 [SEP] w40 : b w30 w31 w32 w33 [SEP]"
     with pytest.raises(ConfigError, match="Choose best-first or best-last"):
         ConcatFusion(order="worst")
+
+
+@pytest.mark.parametrize("kind", ["bert", "bare"])
+def test_neighbours_stand_before_the_input_where_nothing_after_it_is_seen(make_tokenizer, kind):
+    tokenizer = make_tokenizer(kind)
+    split = Split([Example("0", "w1 w2")], found([3, 0]))
+    (row,) = ConcatFusion().encode(split, CORPUS, Reader(tokenizer, 64, causal=True))
+    tokens = tokenizer.convert_ids_to_tokens(row["input_ids"])
+    pooled = [token for token, one in zip(tokens, row["pooled_mask"], strict=True) if one]
+    begin, middle, end = ([], [], []) if kind == "bare" else (["[CLS]"], ["[SEP]"], ["[SEP]"])
+    assert tokens == [*begin, *["b", ":", "w40", "a", ":", "w10", "w11"], *middle, "w1", "w2", *end]
+    assert pooled == ["w1", "w2", *end]

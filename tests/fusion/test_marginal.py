@@ -5,7 +5,7 @@ import torch
 
 from peft_rag.corpus import Corpus, Document
 from peft_rag.errors import ConfigError, RetrievalError
-from peft_rag.fusion.base import PASSAGES, READ, SCORES, Outputs, Split
+from peft_rag.fusion.base import PASSAGES, READ, SCORES, Outputs, Reader, Split
 from peft_rag.fusion.batching import PASSAGE_ROWS, PASSAGE_SCORES, collate, tokens_in
 from peft_rag.fusion.marginal import MarginalFusion, marginalised
 from peft_rag.fusion.none import NoFusion
@@ -93,20 +93,20 @@ def test_gradients_of_a_run_equal_finite_differences():
 def test_encode_reads_each_neighbour_by_itself(make_tokenizer):
     tokenizer = make_tokenizer()
     split = Split([Example("0", "w1 w2"), Example("1", "w3")], found([3, 1, 2], []))
-    rows = MarginalFusion(k=2).encode(tokenizer, split, CORPUS, 32)
+    rows = MarginalFusion(k=2).encode(split, CORPUS, Reader(tokenizer, 32))
     tokens = [" ".join(tokenizer.convert_ids_to_tokens(one["input_ids"])) for one in rows[0][PASSAGES]]
     assert tokens == ["[CLS] w1 w2 [SEP] b : w40 [SEP]", "[CLS] w1 w2 [SEP] a , b : w20 w21 w22 [SEP]"]
     assert rows[0][READ] == [3, 1]
     assert rows[0][SCORES] == pytest.approx([1.0, 0.9])
     assert tokens_in(rows[0]) == 8 + 12
-    (alone,) = NoFusion().encode(tokenizer, Split([Example("1", "w3")]), None, 32)
+    (alone,) = NoFusion().encode(Split([Example("1", "w3")]), None, Reader(tokenizer, 32))
     assert rows[1] == alone | {READ: []}
 
 
 def test_neighbours_without_room_or_tokens_are_left_out(make_tokenizer):
     corpus = Corpus([Document("d0", "w1 w2 w3 w4 w5 w6"), Document("d1", "w7"), Document("d2", "\u200b")])
     split = Split([Example("0", "w1 w2")], found([0, 2, 1]))
-    (row,) = MarginalFusion().encode(make_tokenizer(), split, corpus, 8)
+    (row,) = MarginalFusion().encode(split, corpus, Reader(make_tokenizer(), 8))
     assert row[READ] == [1]
     assert row[SCORES] == pytest.approx([0.8])
 
@@ -114,8 +114,8 @@ def test_neighbours_without_room_or_tokens_are_left_out(make_tokenizer):
 def test_batch_says_which_inputs_are_whose(make_tokenizer):
     tokenizer = make_tokenizer()
     split = Split([Example("0", "w1"), Example("1", "w2"), Example("2", "w3")], found([3, 0], [], [1]))
-    rows = MarginalFusion().encode(tokenizer, split, CORPUS, 32)
-    batch = collate(rows, tokenizer)
+    rows = MarginalFusion().encode(split, CORPUS, Reader(tokenizer, 32))
+    batch = collate(rows, 0)
     assert batch["input_ids"].shape == (4, 11)
     assert batch[PASSAGE_ROWS].tolist() == [[0, 1], [2, -1], [3, -1]]
     assert batch[PASSAGE_SCORES].tolist() == [[1.0, pytest.approx(0.9)], [0.0, -math.inf], [1.0, -math.inf]]
@@ -123,9 +123,9 @@ def test_batch_says_which_inputs_are_whose(make_tokenizer):
 
 def test_batch_without_any_neighbour_is_read_as_it_is(make_tokenizer):
     tokenizer = make_tokenizer()
-    rows = MarginalFusion().encode(tokenizer, Split([Example("0", "w1 w2")], found([])), CORPUS, 32)
+    rows = MarginalFusion().encode(Split([Example("0", "w1 w2")], found([])), CORPUS, Reader(tokenizer, 32))
     answer = (torch.randn(1, 3), torch.randn(1, 2))
-    fused = MarginalFusion().run(lambda **batch: answer, collate(rows, tokenizer), None)
+    fused = MarginalFusion().run(lambda **batch: answer, collate(rows, 0), None)
     assert (fused.log_probs, fused.features, fused.weights) == (*answer, None)
 
 
@@ -149,4 +149,4 @@ def test_mistakes_say_what_to_do(make_tokenizer):
     with pytest.raises(ConfigError, match="expected '}'"):
         MarginalFusion(template="{text")
     with pytest.raises(RetrievalError, match="fusion 'marginal' was given no neighbours"):
-        MarginalFusion().encode(make_tokenizer(), Split([Example("0", "w1")]), CORPUS, 32)
+        MarginalFusion().encode(Split([Example("0", "w1")]), CORPUS, Reader(make_tokenizer(), 32))

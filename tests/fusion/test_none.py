@@ -1,6 +1,6 @@
 import torch
 
-from peft_rag.fusion.base import Memory, Outputs, Split
+from peft_rag.fusion.base import Memory, Outputs, Reader, Split
 from peft_rag.fusion.none import NoFusion
 from peft_rag.tasks.base import Example
 
@@ -8,7 +8,7 @@ from peft_rag.tasks.base import Example
 def test_encode_reads_each_text_alone_and_pools_over_all_of_it(make_tokenizer):
     tokenizer = make_tokenizer()
     split = Split([Example("0", "w1 w2"), Example("1", "w3 w4 w5 w6")])
-    rows = NoFusion().encode(tokenizer, split, None, max_length=16)
+    rows = NoFusion().encode(split, None, Reader(tokenizer, 16))
     assert [tokenizer.convert_ids_to_tokens(row["input_ids"]) for row in rows] == [
         ["[CLS]", "w1", "w2", "[SEP]"],
         ["[CLS]", "w3", "w4", "w5", "w6", "[SEP]"],
@@ -20,7 +20,7 @@ def test_encode_reads_each_text_alone_and_pools_over_all_of_it(make_tokenizer):
 def test_encode_cuts_a_text_that_is_too_long_and_only_that(make_tokenizer):
     tokenizer = make_tokenizer()
     split = Split([Example("0", "w1 w2 w3"), Example("1", "w4 w5 w6 w7")])
-    rows = NoFusion().encode(tokenizer, split, None, max_length=5)
+    rows = NoFusion().encode(split, None, Reader(tokenizer, 5))
     assert [tokenizer.convert_ids_to_tokens(row["input_ids"]) for row in rows] == [
         ["[CLS]", "w1", "w2", "w3", "[SEP]"],
         ["[CLS]", "w4", "w5", "w6", "[SEP]"],
