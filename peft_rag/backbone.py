@@ -53,7 +53,7 @@ class Backbone:
 
 
 def load_backbone(name: str, *, revision: str | None = None, dtype: str = "float32") -> Backbone:
-    """Load a backbone by hub name or folder, frozen, without pooler or head.
+    """Load a backbone by hub name or folder, frozen, without pooler or head; of an encoder-decoder its encoder.
 
     Only safetensors are read, and no code that comes with a model is run. A model that an installed package ships is
     taken from there.
@@ -66,20 +66,30 @@ def load_backbone(name: str, *, revision: str | None = None, dtype: str = "float
     Raises:
         BackboneError: the model cannot be found, or has no safetensors weights.
     """
-    from transformers import AutoConfig, AutoModel, AutoTokenizer
+    from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer
 
     location = model_location(name)
     local = hub_forbidden() or not hub_reachable()
     where = {"revision": revision, "trust_remote_code": False, "local_files_only": local}
     with _one_line_errors(name), quiet_transformers():
         config = AutoConfig.from_pretrained(location, **where)
-        model_class = AutoModel._model_mapping[type(config)]
+        # A pair of any encoder and any decoder is known with its head alone.
+        pairs = AutoModelForSeq2SeqLM._model_mapping
+        model_class = (pairs if config.model_type == "encoder-decoder" else AutoModel._model_mapping)[type(config)]
         pooler = {"add_pooling_layer": False} if "add_pooling_layer" in _parameters(model_class) else {}
         model = model_class.from_pretrained(
             location, revision=revision, local_files_only=local, dtype=dtype, use_safetensors=True, **pooler
         )
         tokenizer = AutoTokenizer.from_pretrained(location, use_fast=True, **where)
-    return as_backbone(model, tokenizer, name)
+    return as_backbone(encoder_of(model), tokenizer, name)
+
+
+def encoder_of(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the encoder of an encoder-decoder, whose states are what a text is judged by; others as they are."""
+    if not getattr(model.config, "is_encoder_decoder", False):
+        return model
+    encoder: PreTrainedModel = model.get_encoder()
+    return encoder
 
 
 def as_backbone(model: PreTrainedModel, tokenizer: Any, name: str) -> Backbone:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import BartConfig, BartModel
 
 from peft_rag.artefact import load, publish_folder, read_manifest
 from peft_rag.backbone import load_backbone
@@ -14,6 +15,7 @@ from peft_rag.errors import ArtefactError, FingerprintError, MethodError
 from peft_rag.fusion.none import NoFusion
 from peft_rag.model import RetrievalAugmentedModel
 from peft_rag.tasks.text_classification import TextClassification
+from peft_rag.testing import TINY_BACKBONES
 
 TASK = TextClassification(labels=("fruit", "metal", "river"))
 
@@ -53,6 +55,23 @@ def test_load_gives_the_same_outputs_bit_for_bit(tiny_bert: str, tmp_path: Path,
     names = {path.name for path in (tmp_path / "saved").iterdir()}
     expected = {"adapter_config.json", "adapter_model.safetensors", "head.safetensors", "peft_rag.json"}
     assert names == expected | {"metrics.json", "README.md"}
+
+
+@pytest.mark.parametrize("family", ["t5", "bart", "encoder_decoder"])
+def test_encoder_of_an_encoder_decoder_is_a_backbone(tiny_bert: str, tmp_path: Path, family: str) -> None:
+    folder = tmp_path / family
+    shutil.copytree(tiny_bert, folder)
+    torch.manual_seed(0)
+    if family == "bart":
+        sizes = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
+        heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+        BartModel(BartConfig(vocab_size=40, max_position_embeddings=64, **sizes, **heads)).save_pretrained(folder)
+    else:
+        TINY_BACKBONES[family]().save_pretrained(folder)
+    model = make_model(str(folder))
+    assert not any("decoder" in name for name, _ in model.named_parameters())
+    model.save_pretrained(tmp_path / "saved")
+    assert torch.equal(answers(load(str(tmp_path / "saved"))), answers(model))
 
 
 def test_saved_backbone_name_is_the_one_the_user_gave(tiny_bert: str, saved: Path) -> None:

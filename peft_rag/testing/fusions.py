@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from peft_rag.backbone import as_backbone
+from peft_rag.backbone import as_backbone, encoder_of
 from peft_rag.corpus import Corpus, Document
 from peft_rag.errors import ConformanceError, RetrievalError
 from peft_rag.fingerprint import weights_fingerprint
@@ -152,7 +152,7 @@ def check_fusion(
 def headless(model: PreTrainedModel) -> PreTrainedModel:
     """Return the backbone of a model with a head, such as a language model's."""
     body: PreTrainedModel = model.base_model
-    return body
+    return encoder_of(body)
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:

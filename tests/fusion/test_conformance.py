@@ -1,7 +1,10 @@
 """Every installed fusion keeps its promises on every kind of backbone, under every kind of method."""
 
-from dataclasses import dataclass, replace
-from types import SimpleNamespace
+import re
+import sys
+from dataclasses import dataclass, is_dataclass, replace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,20 +16,38 @@ from peft_rag.fusion.marginal import MarginalFusion
 from peft_rag.registry import FUSIONS, names
 from peft_rag.retrieval.base import Neighbours
 from peft_rag.testing import TINY_BACKBONES, check_fusion
+from peft_rag.testing.fusion_table import BACKBONES, METHODS, stored, works
 
-SERVED = ("bert", "roberta", "distilbert", "gpt2", "llama", "gemma3")
+PAGE = (Path(__file__).parents[2] / "docs/fusions.md").read_text(encoding="utf-8")
+TABLE = stored(PAGE)
 
 
-@pytest.mark.parametrize("backbone", SERVED)
+def test_page_tells_of_every_installed_fusion():
+    columns = {*BACKBONES, *METHODS}
+    assert TABLE.keys() == {(fusion, column) for fusion in names(FUSIONS) for column in columns}
+    for fusion in names(FUSIONS):
+        assert TABLE[fusion, "bert"] == TABLE[fusion, "lora"]
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("fusion", names(FUSIONS))
-def test_fusion_conforms_on_every_backbone(fusion, backbone):
-    print(check_fusion(fusion, TINY_BACKBONES[backbone]))
+def test_fusion_conforms_on_a_backbone_as_the_page_says(fusion, backbone):
+    assert works(fusion, backbone, "lora") == TABLE[fusion, backbone]
 
 
-@pytest.mark.parametrize("method", ["head", "bitfit", "adapter", "prompt-tuning", "ia3", "full"])
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "lora"])
 @pytest.mark.parametrize("fusion", names(FUSIONS))
-def test_fusion_conforms_under_every_method(fusion, method):
-    check_fusion(fusion, TINY_BACKBONES["bert"], method)
+def test_fusion_conforms_under_a_method_as_the_page_says(fusion, method):
+    assert works(fusion, "bert", method) == TABLE[fusion, method]
+
+
+def test_fusion_on_the_page_conforms():
+    module = ModuleType("second_opinion")
+    sys.modules[module.__name__] = module
+    first, second = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    exec(first, module.__dict__)
+    exec(second, module.__dict__)
+    assert is_dataclass(module.SecondOpinion)
 
 
 @dataclass(frozen=True)

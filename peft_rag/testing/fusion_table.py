@@ -1,0 +1,78 @@
+"""Which fusion works on which backbone and under which method, found by checking each: ``docs/fusions.md`` holds it.
+
+``python -m peft_rag.testing.fusion_table`` prints both tables, ``… docs/fusions.md`` writes them between the marks of a
+page.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from peft_rag.errors import PeftRagError
+from peft_rag.files import write_text
+from peft_rag.registry import FUSIONS, names
+from peft_rag.testing.backbones import TINY_BACKBONES
+from peft_rag.testing.fusions import check_fusion
+
+BACKBONES = ("bert", "roberta", "distilbert", "gpt2", "llama", "gemma3", "t5", "encoder_decoder")
+METHODS = ("head", "lora", "adapter", "bitfit", "prompt-tuning", "ia3", "full")
+WORKS, FAILS = "yes", "no"
+BEGIN, END = "<!-- fusions -->", "<!-- end -->"
+
+
+def works(fusion: str, backbone: str, method: str) -> bool:
+    """Say whether a fusion conforms on a tiny backbone of that family, under a method."""
+    try:
+        check_fusion(fusion, TINY_BACKBONES[backbone], method)
+    except PeftRagError:
+        return False
+    return True
+
+
+def tables() -> str:
+    """Check every fusion on every backbone under LoRA, and on BERT under every method; two Markdown tables."""
+    fusions = names(FUSIONS)
+    on_backbones = [[works(fusion, backbone, "lora") for backbone in BACKBONES] for fusion in fusions]
+    under_methods = [[works(fusion, "bert", method) for method in METHODS] for fusion in fusions]
+    return "\n\n".join(
+        [
+            _table("fusion, under LoRA", BACKBONES, fusions, on_backbones),
+            _table("fusion, on BERT", METHODS, fusions, under_methods),
+        ]
+    )
+
+
+def stored(page: str) -> dict[tuple[str, str], bool]:
+    """Read the tables of a page: whether a fusion works, by its name and a backbone's or a method's."""
+    cells: dict[tuple[str, str], bool] = {}
+    head: list[str] = []
+    for line in _between(page).splitlines():
+        row = [cell.strip(" `") for cell in line.strip("|").split("|")]
+        if row[0].startswith("fusion,"):
+            head = row[1:]
+        elif line.startswith("|") and not line.startswith("| ---"):
+            cells |= {(row[0], column): cell == WORKS for column, cell in zip(head, row[1:], strict=True)}
+    return cells
+
+
+def _table(corner: str, columns: Sequence[str], rows: Sequence[str], cells: Sequence[Sequence[bool]]) -> str:
+    lines = [f"| {' | '.join([corner, *columns])} |", f"| {' | '.join(['---'] * (len(columns) + 1))} |"]
+    for row, found in zip(rows, cells, strict=True):
+        lines.append(f"| {' | '.join([f'`{row}`', *(WORKS if one else FAILS for one in found)])} |")
+    return "\n".join(lines)
+
+
+def _between(page: str) -> str:
+    return page[page.index(BEGIN) + len(BEGIN) : page.index(END)]
+
+
+if __name__ == "__main__":
+    found = tables()
+    if len(sys.argv) > 1:
+        place = Path(sys.argv[1])
+        page = place.read_text(encoding="utf-8")
+        write_text(place, page.replace(_between(page), f"\n{found}\n"))
+    else:
+        print(found)
