@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from peft_rag.attribution import explained
 from peft_rag.backbone import Backbone, check_length
 from peft_rag.errors import MethodError, RetrievalError
 from peft_rag.files import sha256_of_json
@@ -18,7 +19,7 @@ from peft_rag.fusion.base import READ, Fusion, Memory, Outputs, Reader, Split
 from peft_rag.fusion.batching import collate, tokens_in
 from peft_rag.fusion.none import NoFusion
 from peft_rag.methods import AttachReport, attach, disabled
-from peft_rag.prediction import Prediction, explained
+from peft_rag.prediction import Prediction
 from peft_rag.retrieval.cache import cached_arrays
 from peft_rag.tasks.base import Example, Task
 
@@ -350,7 +351,8 @@ class RetrievalAugmentedModel(nn.Module):
 
         Args:
             texts: strings or examples.
-            explain: also return each prediction's neighbours with their scores and weights.
+            explain: also return each prediction's neighbours with their scores, weights and effects; a fusion that
+                reads K neighbours answers each example up to K + 1 more times for it.
             batch_size: inputs run at once.
             progress: what the progress bar says; no bar if empty.
         """
@@ -364,10 +366,7 @@ class RetrievalAugmentedModel(nn.Module):
         outputs = self.outputs(split, batch_size=batch_size, progress=progress)
         fused = self.fusion.combine(outputs, split, memory, self.task)
         answers = [Prediction(*answer) for answer in self.task.decode(fused)]
-        if not explain or self.knowledge is None:
-            return answers
-        shown = self.fusion.shown(outputs, split, memory)
-        return [explained(answer, row, self.knowledge.corpus) for answer, row in zip(answers, shown, strict=True)]
+        return explained(self, split, outputs, fused, answers, batch_size, progress) if explain else answers
 
     def answer(
         self, examples: Sequence[Example], *, name: str = "test", batch_size: int = 64, progress: str = ""

@@ -2,39 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from peft_rag.corpus import Corpus
-    from peft_rag.fusion.base import Shown
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class NeighbourShown:
-    """A neighbour as a person reads it: the document, how close it is, and how much it counted."""
+    """A neighbour as a person reads it.
+
+    Attributes:
+        id: of the document.
+        text: of the document.
+        labels: of the document; empty where it has none.
+        score: similarity to the example in the space it was found in; higher is closer.
+        weight: how much it counted; the weights of one example sum to at most 1.
+        effect: log p(prediction | all neighbours) - log p(prediction | all but this one) in nats; above 0 where it
+            spoke for the prediction.
+        labels_without: what would be predicted if this one were left out.
+    """
 
     id: str
     text: str
     labels: tuple[str, ...]
     score: float
     weight: float
+    effect: float
+    labels_without: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One answer: the labels, their probability, and the neighbours behind them when an explanation was asked for."""
+    """One answer.
+
+    Attributes:
+        labels: what is predicted.
+        probability: of that prediction.
+        neighbours: those behind it, closest first, when an explanation was asked for.
+        without_retrieval: what the same model answers with all of these left out; None where there are none.
+    """
 
     labels: tuple[str, ...]
     probability: float
     neighbours: tuple[NeighbourShown, ...] = ()
-
-
-def explained(answer: Prediction, shown: Sequence[Shown], corpus: Corpus) -> Prediction:
-    """Return an answer with the documents of the neighbours that a fusion shows for it."""
-    neighbours = []
-    for one in shown:
-        document = corpus[one.position]
-        neighbours.append(NeighbourShown(document.id, document.text, document.labels, one.score, one.weight))
-    return replace(answer, neighbours=tuple(neighbours))
+    without_retrieval: Prediction | None = None

@@ -22,6 +22,7 @@ LAYERS = [
     {"tasks"},
     {"data", "fusion", "long_inputs"},
     {"prediction"},
+    {"attribution"},
     {"backbone", "methods"},
     {"knowledge"},
     {"model"},

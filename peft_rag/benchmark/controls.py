@@ -21,7 +21,7 @@ import numpy as np
 
 from peft_rag.corpus import Corpus
 from peft_rag.fusion.base import PASSAGES, READ, Fusion, Memory, Outputs, Reader, Split
-from peft_rag.fusion.knn import KnnFusion, unit
+from peft_rag.fusion.knn import unit
 from peft_rag.fusion.none import NoFusion
 from peft_rag.retrieval.base import NO_POSITION, Neighbours
 from peft_rag.retrieval.vectors import exact_search
@@ -189,25 +189,15 @@ def _voted_again(
 ) -> Tensor:
     """Let other neighbours vote on what the model gave."""
     fusion, memory = model.fusion, model.memory()
-    found = _voters(fusion, split, outputs, memory)
-    # What is found in the tuned space is handed over as neighbours are that the retriever found.
-    given = replace(fusion, space="retriever") if isinstance(fusion, KnnFusion) else fusion
+    shown = fusion.shown(outputs, split, memory)
+    found = Neighbours.of_rows([[(one.position, one.score) for one in row] for row in shown])
     if arm == "shuffled":
         assert memory is not None
         order = generator.permutation(len(memory.targets))
         memory = Memory(memory.targets[order], memory.features)
     else:
         found = _others(model, split, found, outputs, arm, generator)
-    return given.combine(outputs, replace(split, neighbours=found), memory, model.task)
-
-
-def _voters(fusion: Fusion, split: Split, outputs: Outputs, memory: Memory | None) -> Neighbours:
-    """Return the neighbours that take part in the fusion's answer."""
-    k = getattr(fusion, "k", None) or fusion.neighbours_wanted
-    if fusion.needs_features and memory is not None and memory.features is not None:
-        return exact_search(unit(outputs.features), unit(memory.features), k, split.forbidden or None)
-    assert split.neighbours is not None
-    return split.neighbours.head(k)
+    return fusion.with_given_neighbours().combine(outputs, replace(split, neighbours=found), memory, model.task)
 
 
 def _others(

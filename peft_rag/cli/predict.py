@@ -72,7 +72,10 @@ def add_to(commands: Any) -> None:
         "data", help="texts: .jsonl, .csv, .tsv, .parquet; '-' reads one text a line from standard input"
     )
     parser.add_argument(
-        "--explain", action="store_true", help="show each prediction's neighbours with scores and weights"
+        "--explain",
+        action="store_true",
+        help="show each prediction's neighbours with scores, weights and effects: how much less likely, in nats, the "
+        "prediction is with that one left out; where the model reads K neighbours, it answers K + 1 more times for this",
     )
     parser.add_argument("--output", help="write JSON Lines here instead; the file must not exist")
     parser.set_defaults(run=_run)
@@ -107,17 +110,28 @@ def _run(known: argparse.Namespace, rest: Sequence[str]) -> None:
 
 
 def _line(text: str, answer: Prediction, explain: bool) -> dict[str, Any]:
-    label: Any = answer.labels[0] if len(answer.labels) == 1 else list(answer.labels)
-    line: dict[str, Any] = {"text": text, "label": label, "probability": round(answer.probability, 4)}
+    line: dict[str, Any] = {"text": text, **_said(answer)}
     if explain:
+        line["without_retrieval"] = _said(answer.without_retrieval) if answer.without_retrieval else None
         line["neighbours"] = [
             {
                 "id": one.id,
                 "score": round(one.score, 4),
                 "weight": round(one.weight, 4),
+                "effect": round(one.effect, 4) + 0.0,
+                "label_without": _label(one.labels_without),
                 "labels": list(one.labels),
                 "text": one.text,
             }
             for one in answer.neighbours
         ]
     return line
+
+
+def _said(answer: Prediction) -> dict[str, Any]:
+    return {"label": _label(answer.labels), "probability": round(answer.probability, 4)}
+
+
+def _label(labels: Sequence[str]) -> Any:
+    """Return one label as itself, and none or several as a list."""
+    return labels[0] if len(labels) == 1 else list(labels)

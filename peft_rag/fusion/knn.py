@@ -12,6 +12,7 @@ from typing_extensions import Self
 
 from peft_rag.errors import ConfigError, RetrievalError
 from peft_rag.fusion.base import Fusion, Memory, Outputs, Reader, Shown, Split, encode_inputs
+from peft_rag.tasks.base import LEAST_LOG_PROB
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 _KS = (1, 2, 4, 8, 16, 32, 64)
 _TEMPERATURES = (0.01, 0.02, 0.05, 0.1, 0.2)
 _WEIGHTS = tuple(step / 20 for step in range(21))
-_LEAST_LOG_PROB = -100.0
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ class KnnFusion(Fusion):
     def fit(self, outputs: Outputs, split: Split, memory: Memory | None, task: Task, targets: Tensor) -> Self:
         """Choose k, T and λ by the task's main metric on validation, and among equals by the mean log-likelihood.
 
-        A log-probability counts as -100 at least, as in torch's binary cross-entropy: where λ = 1 is given, a target
-        that no neighbour votes for must not make every choice equally bad.
+        A log-probability counts as `LEAST_LOG_PROB` at least: where λ = 1 is given, a target that no neighbour votes
+        for must not make every choice equally bad.
         """
         ks = [self.k] if self.k else [k for k in _KS if k <= len(_remembered(memory).targets)]
         temperatures = [self.temperature] if self.temperature else _TEMPERATURES
@@ -98,11 +98,14 @@ class KnnFusion(Fusion):
         for k, temperature in itertools.product(ks, temperatures):
             votes = neighbour_log_probs(found.head(k), _remembered(memory), task, temperature)
             for weight in weights:
-                mixed = mix(outputs.log_probs, votes, weight).clamp(min=_LEAST_LOG_PROB)
+                mixed = mix(outputs.log_probs, votes, weight).clamp(min=LEAST_LOG_PROB)
                 merit = task.merit(mixed, targets)
                 if merit > best:
                     best, chosen = merit, replace(self, k=k, temperature=temperature, weight=weight)
         return chosen
+
+    def with_given_neighbours(self) -> Self:
+        return replace(self, space="retriever")
 
     def shown(self, outputs: Outputs, split: Split, memory: Memory | None) -> list[list[Shown]]:
         """Return the voting neighbours with λ·π_z as weight."""

@@ -55,6 +55,19 @@ class Neighbours:
         pairs = zip(self.positions[query].tolist(), self.scores[query].tolist(), strict=True)
         return [(position, score) for position, score in pairs if position != NO_POSITION]
 
+    @classmethod
+    def of_rows(cls, rows: Sequence[Sequence[tuple[int, float]]]) -> Neighbours:
+        """Make neighbours of each query's (position, score), nearest first, padded to the longest row, one at least."""
+        import numpy as np
+
+        width = max([1, *map(len, rows)])
+        positions = np.full((len(rows), width), NO_POSITION, dtype=np.int64)
+        scores = np.full((len(rows), width), -np.inf, dtype=np.float32)
+        for query, row in enumerate(rows):
+            if row:
+                positions[query, : len(row)], scores[query, : len(row)] = zip(*row, strict=True)
+        return cls(positions, scores)
+
     def head(self, k: int) -> Neighbours:
         """Return the ``k`` nearest of these."""
         return Neighbours(self.positions[:, :k], self.scores[:, :k])

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from peft_rag.records import Record
 
 
+LEAST_LOG_PROB = -100.0
+"""What a log-probability counts as at least, in nats, where sums and differences must stay finite; torch's binary
+cross-entropy draws the same line."""
+
+
 @dataclass(frozen=True)
 class Example:
     """One thing to classify.
@@ -94,6 +99,11 @@ class Task(ABC):
     @abstractmethod
     def loss(self, log_probs: Tensor, targets: Tensor) -> Tensor:
         """Return the mean negative log-likelihood in nats, a scalar."""
+
+    def log_likelihood(self, log_probs: Tensor, targets: Tensor) -> Tensor:
+        """Return log p(target) of each example in nats, ``(B,)``; a class counts as `LEAST_LOG_PROB` at least."""
+        chosen = log_probs.gather(-1, targets.unsqueeze(-1)).clamp(min=LEAST_LOG_PROB)
+        return chosen.flatten(1).sum(-1)
 
     @abstractmethod
     def vote(self, targets: Tensor) -> Tensor:

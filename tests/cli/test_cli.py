@@ -57,8 +57,11 @@ def test_trained_artefact_predicts_explains_and_evaluates(
     assert set(lines[0]) == {"text", "label", "probability"}
 
     status, out, _ = peft_rag("predict", str(trained), toy_data["test"], "--explain")
-    neighbours = json.loads(out.splitlines()[0])["neighbours"]
-    assert set(neighbours[0]) == {"id", "score", "weight", "labels", "text"}
+    line = json.loads(out.splitlines()[0])
+    assert set(line) == {"text", "label", "probability", "without_retrieval", "neighbours"}
+    assert line["without_retrieval"] is None or set(line["without_retrieval"]) == {"label", "probability"}
+    neighbours = line["neighbours"]
+    assert set(neighbours[0]) == {"id", "score", "weight", "effect", "label_without", "labels", "text"}
     assert [one["score"] for one in neighbours] == sorted((one["score"] for one in neighbours), reverse=True)
     assert sum(one["weight"] for one in neighbours) <= 1.001
 
