@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.markdown import stored
 from benchmarks.retrieval import table as retrieval
+from benchmarks.training import table as training
 
 ROOT = Path(__file__).parents[1]
 TABLE = runpy.run_path(str(ROOT / "benchmarks/table.py"))
@@ -31,7 +33,7 @@ def test_benchmarks_page_shows_every_stored_result() -> None:
 
 
 def test_benchmarks_page_shows_what_was_measured_of_the_retrieval_engine() -> None:
-    measured = retrieval.stored()["100k"]
+    measured = stored("retrieval")["100k"]
     assert (measured["documents"], measured["dimension"]) == (100_000, 384)
     assert block("benchmarks/README.md", "retrieval") == retrieval.markdown(measured)
 
