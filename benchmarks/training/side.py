@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 OURS, PROBED, BARE = "peft-rag", "peft-rag, head from a probe", "bare"
-WHOLE = "peft-rag train"
 
 
 @dataclass(frozen=True)
@@ -139,16 +138,6 @@ def _config(work: Work, head_init: str, folder: str) -> Any:
     )
 
 
-def _whole(work: Work, clock: Clock) -> float:
-    """Run the whole job, with all that it measures before and after training."""
-    from peft_rag.job import run
-
-    clock.start()
-    with tempfile.TemporaryDirectory() as folder:
-        result = run(_config(work, "probe", folder), _silent)
-    return float(result.metrics["test"]["accuracy"])
-
-
 def _bare(work: Work, clock: Clock) -> float:
     """Train by transformers' Trainer and peft alone, and return the accuracy on the test split."""
     from transformers import TrainingArguments, set_seed
@@ -192,7 +181,6 @@ def _silent(line: str) -> None:
 SIDES: dict[str, Callable[[Work, Clock], float]] = {
     OURS: lambda work, clock: _ours(work, clock, "random"),
     PROBED: lambda work, clock: _ours(work, clock, "probe"),
-    WHOLE: _whole,
     BARE: _bare,
 }
 

@@ -29,7 +29,9 @@ def write(page: Path, result: Mapping[str, Any]) -> None:
     """Put the tables of a measurement into a page, between its markers."""
     text = page.read_text(encoding="utf-8")
     block = f"<!-- training -->\n{markdown(result)}<!-- end -->"
-    page.write_text(re.sub(r"<!-- training -->\n.*?<!-- end -->", lambda _: block, text, flags=re.DOTALL), "utf-8")
+    page.write_text(
+        re.sub(r"<!-- training -->\n.*?<!-- end -->", lambda _: block, text, count=1, flags=re.DOTALL), "utf-8"
+    )
 
 
 def _comparison(compared: Mapping[str, Any]) -> str:
