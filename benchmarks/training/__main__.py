@@ -93,8 +93,13 @@ def main() -> None:
     parser.add_argument("--data", nargs="*", choices=there, default=there[:2], help="data sets of mixed lengths")
     parser.add_argument("--equal", type=int, default=64, help="tokens of the demo texts of one length (64; 0 for none)")
     parser.add_argument("--examples", type=int, default=1024, help="texts to train on (1024)")
-    parser.add_argument("--test-examples", type=int, default=200, help="texts of the test split (200)")
-    parser.add_argument("--steps", type=int, default=8, help="optimiser steps of 32 texts (8)")
+    parser.add_argument("--test-examples", type=int, default=100, help="texts of the test split (100)")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=8,
+        help="of 32 texts (8, which take every length of 1024 texts in its share: a whole group of sorted batches)",
+    )
     parser.add_argument("--rounds", type=int, default=3, help="times each side is run, each with its own seed (3)")
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="of every side (1e-3)")
     parser.add_argument("--output", type=Path, help="write the result here as JSON")

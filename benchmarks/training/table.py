@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.markdown import megabytes, stored, table
 from benchmarks.training.side import BARE
 
-_HEAD = ("side", "examples/s", "÷ bare", "peak memory", "÷ bare", "first step after", "− bare", "accuracy")
+_HEAD = ("examples/s", "÷ bare", "peak memory", "÷ bare", "first step after", "− bare", "accuracy")
 _PAGE = Path(__file__).parents[1] / "README.md"
 Rounds = Sequence[Mapping[str, float]]
 
@@ -37,7 +37,7 @@ def write(page: Path, result: Mapping[str, Any]) -> None:
 def _comparison(compared: Mapping[str, Any]) -> str:
     bare = compared["measured"][BARE]
     rows = [_row(side, rounds, bare) for side, rounds in compared["measured"].items()]
-    return table((compared["name"], *_HEAD[1:]), rows)
+    return table((compared["name"], *_HEAD), rows)
 
 
 def _row(side: str, rounds: Rounds, bare: Rounds) -> tuple[str, ...]:
