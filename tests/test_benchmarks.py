@@ -87,7 +87,7 @@ def test_texts_of_one_length_have_at_least_that_many_tokens(tmp_path: Path) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize("side", SIDES)
 def test_sides_of_the_training_comparison_train_and_answer(side: str, tmp_path: Path) -> None:
-    data = load("wiki-topics", 24, 12).write(tmp_path / "data")
+    data = load("wiki-topics", 200, 12).write(tmp_path / "data")
     measured = measure(side, Work(str(data), 32, 2, 4, 1e-3, 0))
     assert 0 <= measured["accuracy"] <= 1
     assert measured["startup"] > 0
