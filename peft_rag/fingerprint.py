@@ -25,5 +25,5 @@ def weights_fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
     for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
         plain = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {plain.dtype} {tuple(plain.shape)};".encode())
-        digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(plain.reshape(-1).view(torch.uint8).numpy())
     return f"sha256:{digest.hexdigest()}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,6 +102,7 @@ def run(config: RunConfig, say: Say = print, *, observe: Observe | None = None) 
         state.wait_for_everyone()
         prepared = prepare(config, working, tell)
         prepared.model.progress_bars = state.is_main_process
+        prepared = with_voters(prepared)
         before = measure_before(prepared, tell)
         report = tune(prepared, config, tell)
         if not state.is_main_process:
@@ -137,7 +138,10 @@ def run(config: RunConfig, say: Say = print, *, observe: Observe | None = None) 
 
 
 def prepare(config: RunConfig, working: Path, say: Say) -> Prepared:
-    """Read the data, load the models, attach the method, retrieve the neighbours; nothing is trained yet."""
+    """Read the data, load the models, attach the method, retrieve what is learned from; nothing is trained yet.
+
+    Where the fusion learns without neighbours none are searched, and the retriever's encoder is not loaded.
+    """
     fusion: Fusion = make_part(load(FUSIONS, config.fusion), "fusion", config.part_options("fusion"))
     splits = read_data(config)
     say(
@@ -187,7 +191,17 @@ def prepare(config: RunConfig, working: Path, say: Say) -> Prepared:
     say(str(model.attach(config.method, last_layers=config.last_layers or None, **method_options)))
     model.to(arguments.device)
     _set_dropout(model, config.dropout)
-    return Prepared(model, splits, arguments, *_retrieve(knowledge, splits, fusion))
+    return Prepared(model, splits, arguments, *_retrieve(knowledge, splits, fusion, search=fusion.reads_neighbours))
+
+
+def with_voters(prepared: Prepared) -> Prepared:
+    """Retrieve what is measured besides: neighbours of validation and test that vote after training, or alone."""
+    knowledge, fusion = prepared.model.knowledge, prepared.model.fusion
+    if fusion.reads_neighbours:
+        return prepared
+    assert knowledge is not None
+    train, validation, test = _retrieve(knowledge, prepared.splits, fusion, search=True)
+    return replace(prepared, train=train, validation=validation, test=test)
 
 
 def tune(prepared: Prepared, config: RunConfig, say: Say) -> TrainingReport:
@@ -307,13 +321,13 @@ def _check_corpus(fusion: Fusion, splits: Splits) -> None:
             )
 
 
-def _retrieve(knowledge: Knowledge, splits: Splits, fusion: Fusion) -> tuple[Split, Split, Split]:
-    """Retrieve once per split; a training example never sees itself or its double."""
+def _retrieve(knowledge: Knowledge, splits: Splits, fusion: Fusion, *, search: bool) -> tuple[Split, Split, Split]:
+    """Retrieve once per split; a training example never sees itself or its double, found or not."""
     from peft_rag.fusion.knn import KnnFusion
 
     separate = not splits.fields.is_training_data
     voters = KnnFusion(space="retriever").neighbours_wanted if all(d.labels for d in splits.corpus) else 0
-    most = max(fusion.neighbours_wanted, voters)
+    most = max(fusion.neighbours_wanted, voters) if search else 0
     train = knowledge.split(
         splits.train,
         fusion.neighbours_wanted if fusion.reads_neighbours else 0,

@@ -135,7 +135,7 @@ def train(
         model=model,
         args=arguments,
         train_dataset=Rows(model.encode(train_split)),
-        eval_dataset=Rows(model.encode(validation_split)),
+        eval_dataset=Rows(model.encode(validation_split)) if arguments.eval_strategy != "no" else None,
         data_collator=model.collate,
         compute_metrics=_metrics_of(model),
         callbacks=[EarlyStoppingCallback(early_stopping_patience)] if early_stopping_patience else [],

@@ -1,4 +1,5 @@
 import hashlib
+import tracemalloc
 
 import pytest
 import torch
@@ -49,3 +50,12 @@ def test_fingerprint_takes_every_type_empty_tensors_and_scalars(dtype):
     given = weights_fingerprint(tensors.items())
     assert given == weights_fingerprint((name, tensor.clone()) for name, tensor in tensors.items())
     assert given != weights_fingerprint([("scalar", torch.zeros((), dtype=dtype)), ("empty", tensors["empty"])])
+
+
+def test_fingerprint_copies_no_weights():
+    weight = torch.zeros(1_000_000)
+    tracemalloc.start()
+    weights_fingerprint([("w", weight)])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100_000

@@ -191,6 +191,54 @@ def test_overlap_encodes_nothing_a_second_time(
     assert len(encoded) == 3 * 70
 
 
+@pytest.mark.parametrize("evaluation", ["no", "epoch"])
+def test_validation_is_tokenised_for_training_only_where_it_is_looked_at(
+    tiny_bert: str, toy_data: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evaluation: str
+) -> None:
+    from peft_rag.job import prepare, tune
+    from peft_rag.model import RetrievalAugmentedModel
+
+    encoded: list[int] = []
+    encode = RetrievalAugmentedModel.encode
+
+    def counted(self: Any, split: Any, **options: Any) -> Any:
+        encoded.append(len(split))
+        return encode(self, split, **options)
+
+    monkeypatch.setattr(RetrievalAugmentedModel, "encode", counted)
+    changes = {"fusion": "none", "head_init": "random", "eval_strategy": evaluation, "save_strategy": evaluation}
+    config = from_mapping(settings(tiny_bert, toy_data, tmp_path / "out", **changes))
+    tune(prepare(config, tmp_path / "working", lambda line: None), config, lambda line: None)
+    assert encoded == ([60] if evaluation == "no" else [60, 30])
+
+
+@pytest.mark.parametrize("fusion", ["none", "knn", "concat"])
+def test_what_training_does_not_read_is_retrieved_after_preparing(
+    tiny_bert: str, toy_data: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fusion: str
+) -> None:
+    from peft_rag.job import prepare, with_voters
+    from peft_rag.retrieval.encoder import SentenceEncoder
+
+    encoded: list[str] = []
+    encode = SentenceEncoder._encode
+
+    def counted(self: Any, texts: Any, progress: Any) -> Any:
+        encoded.extend(texts)
+        return encode(self, texts, progress)
+
+    monkeypatch.setattr(SentenceEncoder, "_encode", counted)
+    config = from_mapping(settings(tiny_bert, toy_data, tmp_path / "out", fusion=fusion))
+    prepared = prepare(config, tmp_path / "working", lambda line: None)
+    assert bool(encoded) == (fusion == "concat")
+    assert (prepared.train.neighbours is None) == (fusion != "concat")
+    measured = with_voters(prepared)
+    assert measured.model is prepared.model
+    for split in (measured.validation, measured.test):
+        assert split.neighbours is not None
+        assert split.neighbours.positions.shape == (30, 60)
+    assert measured.validation.forbidden == prepared.validation.forbidden
+
+
 def test_lora_artefact_loads_in_plain_peft(tiny_bert: str, toy_data: dict[str, str], tmp_path: Path) -> None:
     finish(tiny_bert, toy_data, tmp_path / "out", fusion="none")
     model = load(str(tmp_path / "out"))

@@ -87,6 +87,14 @@ def test_names_are_sorted_over_all_distributions(install):
     ]
 
 
+def test_load_reads_no_metadata_of_distributions_while_names_are_single(monkeypatch):
+    def read(entry):
+        raise AssertionError(f"metadata of '{entry.name}' was read")
+
+    monkeypatch.setattr("peft_rag.registry._distribution", read)
+    assert load(FUSIONS, "none").__name__ == "NoFusion"
+
+
 @pytest.mark.parametrize("call", [available, names, lambda group: load(group, "a"), lambda group: load(group, "fine")])
 def test_two_claims_to_one_name_are_an_error_naming_both(install, call):
     install("first", {"a": "plug_first:X", "fine": "plug_first:X"}, plug_first="X = 1\n")

@@ -1,56 +1,31 @@
-"""A plain transformers Trainer around a peft LoRA sequence classifier, all options as peft's examples have them."""
+"""A bare loop of transformers' Trainer and peft's LoRA as an external row of a suite."""
 
 from __future__ import annotations
 
 import tempfile
 import time
-from typing import Any
 
 import torch
+from bare_loop import BareLoop, Rows
 from cell import Answer, main
-from peft import LoraConfig, TaskType, get_peft_model
-from torch.utils.data import Dataset
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    DataCollatorWithPadding,
-    Trainer,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import TrainingArguments, set_seed
 
 from peft_rag.benchmark.costs import peak_memory
 from peft_rag.config import RunConfig
 from peft_rag.data import Splits
 from peft_rag.packaged import model_location
+from peft_rag.tasks.base import Example
 
 _LEARNING_RATE = 1e-3
-
-
-class Rows(Dataset[dict[str, Any]]):
-    """Tokenised texts with their classes."""
-
-    def __init__(self, encoded: Any, targets: list[int]) -> None:
-        self.encoded, self.targets = encoded, targets
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def __getitem__(self, place: int) -> dict[str, Any]:
-        return {name: values[place] for name, values in self.encoded.items()} | {"labels": self.targets[place]}
 
 
 def lora(config: RunConfig, splits: Splits) -> Answer:
     """Train for the suite's steps and answer the test split."""
     set_seed(config.seed)
-    place = model_location(config.backbone)
-    tokenizer = AutoTokenizer.from_pretrained(place)
-    plain = AutoModelForSequenceClassification.from_pretrained(place, num_labels=len(splits.task.labels))
-    model = get_peft_model(plain, LoraConfig(task_type=TaskType.SEQ_CLS, r=8, lora_alpha=16))
+    loop = BareLoop(model_location(config.backbone), len(splits.task.labels), config.max_length)
 
-    def rows(examples: Any) -> Rows:
-        encoded = tokenizer([one.text for one in examples], truncation=True, max_length=config.max_length)
-        return Rows(encoded, splits.task.targets(examples).tolist())
+    def rows(examples: list[Example]) -> Rows:
+        return loop.rows([one.text for one in examples], splits.task.targets(examples).tolist())
 
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
@@ -65,14 +40,12 @@ def lora(config: RunConfig, splits: Splits) -> Answer:
             disable_tqdm=True,
             use_cpu=not torch.cuda.is_available(),
         )
-        trainer = Trainer(
-            model, arguments, train_dataset=rows(splits.train), data_collator=DataCollatorWithPadding(tokenizer)
-        )
+        trainer = loop.trainer(arguments, rows(splits.train))
         begun = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - begun
         logits = torch.tensor(trainer.predict(rows(splits.test)).predictions)
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    trained = sum(parameter.numel() for parameter in loop.model.parameters() if parameter.requires_grad)
     costs = {
         **peak_memory(),
         "trainable_parameters": trained,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from peft_rag.config import RunConfig
-from peft_rag.job import Prepared, prepare
+from peft_rag.job import Prepared, prepare, with_voters
 from peft_rag.training import train
 
 
@@ -46,7 +46,7 @@ def _prepared(fusion: str, working: Path, steps: int) -> Prepared:
         options={"fusion": {"space": "retriever"}} if fusion == "knn" else {},
         training=training,
     )
-    return prepare(config, working, lambda line: None)
+    return with_voters(prepare(config, working, lambda line: None))
 
 
 def _seconds(prepared: Prepared) -> float:

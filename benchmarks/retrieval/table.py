@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-RESULTS = Path(__file__).parents[1] / "results" / "retrieval"
-_MB = 1e6
-
-
-def stored() -> dict[str, dict[str, Any]]:
-    """Return every stored measurement by its name."""
-    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))}
+from benchmarks.markdown import megabytes, stored, table
 
 
 def markdown(result: Mapping[str, Any]) -> str:
@@ -35,7 +27,7 @@ def _search(result: Mapping[str, Any], size: str) -> str:
         )
         for name, row in speeds.items()
     ]
-    return _table((f"search, {size}", "ef", f"recall@{result['k']}", "queries/s", "÷ hnswlib"), rows)
+    return table((f"search, {size}", "ef", f"recall@{result['k']}", "queries/s", "÷ hnswlib"), rows)
 
 
 def _memory(result: Mapping[str, Any]) -> str:
@@ -43,14 +35,14 @@ def _memory(result: Mapping[str, Any]) -> str:
     rows = [
         (
             name,
-            _mb(held["anonymous"]),
-            _mb(held["file"]),
+            megabytes(held["anonymous"]),
+            megabytes(held["file"]),
             _ratio(held["anonymous"], raw),
             _ratio(sum(_bytes(held)), raw),
         )
         for name, held in result["memory"].items()
     ]
-    return _table(("memory added", "held", "mapped files", "held ÷ hnswlib", "both ÷ hnswlib"), rows)
+    return table(("memory added", "held", "mapped files", "held ÷ hnswlib", "both ÷ hnswlib"), rows)
 
 
 def _bytes(held: Mapping[str, Any]) -> tuple[int, int]:
@@ -63,18 +55,18 @@ def _building(result: Mapping[str, Any]) -> str:
     rows: list[tuple[Any, ...]] = [("encoding alone", f"{encoding:,.0f} s", "1.00", "")]
     for name in ("plain", "compact"):
         one = building[name]
-        rows.append((f"{name}: all else", f"{one['seconds']:,.1f} s", f"{one['ratio']:.3f}", _mb(one["bytes"])))
+        rows.append((f"{name}: all else", f"{one['seconds']:,.1f} s", f"{one['ratio']:.3f}", megabytes(one["bytes"])))
     labels = {"add_1000": "add 1,000", "add_1": "add 1", "delete_1000": "delete 1,000", "delete_1": "delete 1"}
     rows += [(f"plain: {label}", f"{changes[name]:.2f} s", "", "") for name, label in labels.items()]
-    return _table(("building", "time", "÷ encoding alone", "on disk"), rows)
+    return table(("building", "time", "÷ encoding alone", "on disk"), rows)
 
 
 def _opening(result: Mapping[str, Any]) -> str:
     rows = [
-        (name, f"{one['warm']:.2f} s", f"{one['cold']:.2f} s", f"{one['graph_alone']:.2f} s", _mb(one["bytes"]))
+        (name, f"{one['warm']:.2f} s", f"{one['cold']:.2f} s", f"{one['graph_alone']:.2f} s", megabytes(one["bytes"]))
         for name, one in result["opening"].items()
     ]
-    return _table(("opening", "cached files", "uncached", "its graph by hnswlib, unchecked", "bytes read"), rows)
+    return table(("opening", "cached files", "uncached", "its graph by hnswlib, unchecked", "bytes read"), rows)
 
 
 def _epoch(result: Mapping[str, Any]) -> str:
@@ -88,22 +80,13 @@ def _epoch(result: Mapping[str, Any]) -> str:
         )
         for name, seconds in timed["seconds"].items()
     ]
-    return _table((f"training, {timed['steps']} steps", "median of the rounds", "÷ no retrieval"), rows)
-
-
-def _mb(count: float) -> str:
-    return f"{count / _MB:,.0f} MB"
+    return table((f"training, {timed['steps']} steps", "median of the rounds", "÷ no retrieval"), rows)
 
 
 def _ratio(count: float, raw: float) -> str:
     return f"{count / raw:.2f}"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(str(cell) for cell in line)} |\n" for line in lines)
-
-
 if __name__ == "__main__":
-    for name, result in stored().items():
+    for name, result in stored("retrieval").items():
         print(f"{name}\n\n{markdown(result)}")

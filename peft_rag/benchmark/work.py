@@ -68,14 +68,14 @@ def search_data(spec: Mapping[str, Any]) -> Facts:
         ``audit``: positions of test examples whose text, or nearly, is training data or a document; ``index_bytes`` and
         ``index_seconds`` of the retriever's index, the encoding of the corpus included.
     """
-    from peft_rag.job import prepare, read_data
+    from peft_rag.job import prepare, read_data, with_voters
 
     config = _config(spec["settings"], Path("out"))
     splits = read_data(config)
     facts = _index(config, splits) | _audit(config, splits)
     for options in spec["fusions"]:
         with tempfile.TemporaryDirectory() as folder:
-            prepare(_config({**spec["settings"], **options}, Path(folder) / "out"), Path(folder), _say)
+            with_voters(prepare(_config({**spec["settings"], **options}, Path(folder) / "out"), Path(folder), _say))
     return facts
 
 
