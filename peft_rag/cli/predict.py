@@ -75,7 +75,7 @@ def add_to(commands: Any) -> None:
         "--explain",
         action="store_true",
         help="show each prediction's neighbours with scores, weights and effects: how much less likely, in nats, the "
-        "prediction is with that one left out; where the model reads K neighbours, it answers K + 1 more times for this",
+        "prediction is with that one left out; a model that reads K neighbours answers K + 1 more times for this",
     )
     parser.add_argument("--output", help="write JSON Lines here instead; the file must not exist")
     parser.set_defaults(run=_run)
