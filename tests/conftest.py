@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -106,3 +107,16 @@ def toy_data(tmp_path: Path) -> dict[str, str]:
         "validation": write_jsonl(tmp_path / "validation.jsonl", toy_records(30, 2)),
         "test": write_jsonl(tmp_path / "test.jsonl", toy_records(30, 3)),
     }
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A Chromium; tests that use it are marked with `tests.browser.needs_browser`."""
+    from playwright.sync_api import sync_playwright
+
+    from tests.browser import CHROMIUM, FLAGS
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield started
+        started.close()

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.resources import files
 
 from peft_rag.benchmark.report.analysis import Table, overall_ranks
 from peft_rag.benchmark.report.cells import DONE
 from peft_rag.benchmark.report.checks import notices
 from peft_rag.benchmark.report.grids import Grid, controls_grid, costs_grid, mcnemar_grid, metrics_grid, results_grid
-from peft_rag.benchmark.report.markup import Markup, element, embedded_json, fragment
 from peft_rag.benchmark.report.page_data import page_data
 from peft_rag.benchmark.report.page_tables import cells_table, grid_table, ranks_table
 from peft_rag.benchmark.report.results import Results
 from peft_rag.benchmark.report.words import EXPLANATIONS, findings, setting_name
+from peft_rag.pages.document import document, static
+from peft_rag.pages.markup import Markup, element, embedded_json, fragment
 
-_POLICY = (
-    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-)
 _HOW_TO_READ = "Cheaper is further left, better is higher; the dotted line joins the rows that nothing beats."
 _COLOURS = 10
 _SHAPES = ("none", "knn", "concat")
@@ -25,17 +22,8 @@ _SHAPES = ("none", "knn", "concat")
 
 def page(results: Results, tables: Sequence[Table]) -> str:
     """Return the page of a suite as HTML; it asks for nothing over a network."""
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        element("meta", name="color-scheme", content="light dark"),
-        element("title", f"{results.suite}: methods and fusions side by side"),
-        element("style", Markup(_static("page.css"))),
-    )
-    body = element(
-        "body",
+    return document(
+        f"{results.suite}: methods and fusions side by side",
         element("a", "Skip to the results", href="#results", class_="skip"),
         _header(results, tables),
         _filters(results, tables),
@@ -51,13 +39,9 @@ def page(results: Results, tables: Sequence[Table]) -> str:
         _footer(results),
         element("div", id="tip", role="status", hidden=True),
         embedded_json(page_data(results, tables), "data"),
-        element("script", Markup(_static("page.js"))),
+        style=static(__package__, "page.css"),
+        script=static(__package__, "page.js"),
     )
-    return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
-
-
-def _static(name: str) -> str:
-    return (files(__package__) / "static" / name).read_text(encoding="utf-8")
 
 
 def _header(results: Results, tables: Sequence[Table]) -> Markup:

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from peft_rag.benchmark.report.analysis import Result, Table
 from peft_rag.benchmark.report.cells import DONE, Cell
 from peft_rag.benchmark.report.grids import Column, Grid
-from peft_rag.benchmark.report.markup import Markup, element, fragment
 from peft_rag.benchmark.report.results import Results, RowKey
 from peft_rag.benchmark.report.words import NOTHING, amount, percent, setting_name
 from peft_rag.evaluation.comparison import BETTER, SAME, WORSE
+from peft_rag.pages.markup import Markup, element, fragment
 
 _VERDICTS = {BETTER: "better", WORSE: "worse", SAME: "same"}
 

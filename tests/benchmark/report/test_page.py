@@ -1,29 +1,17 @@
 """The page in a real browser; skipped where there is none."""
 
 import shutil
-from contextlib import contextmanager
 from itertools import pairwise
 
 import pytest
 
 from peft_rag.benchmark.report import write
 from tests.benchmark.report.simulated import write_results
+from tests.browser import EVIL, needs_browser, opened
 
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-EVIL = "<script>window.harmed = true</script><img src=x onerror='window.harmed = true'>"
 METHODS = ("head", "lora", "ia3", "prompt-tuning")
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; apt-get install chromium")
+pytestmark = needs_browser
 
 
 @pytest.fixture(scope="module")
@@ -48,33 +36,6 @@ def address(tmp_path_factory):
     shutil.copy(extra / "evil-lora-knn-s0.json", folder)
     write(folder, lambda line: None)
     return (folder / "index.html").as_uri()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield started
-        started.close()
-
-
-@contextmanager
-def opened(browser, address, width=1400, **about):
-    """Open the page, and see to it that nothing went wrong and nothing was asked for while it was open."""
-    context = browser.new_context(viewport={"width": width, "height": 900}, **about)
-    page = context.new_page()
-    wrong, asked = [], []
-    page.on("console", lambda message: wrong.append(message.text))
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("request", lambda request: asked.append(request.url))
-    page.goto(address)
-    yield page
-    assert page.evaluate("window.harmed") is None
-    assert wrong == []
-    assert asked == [address]
-    context.close()
 
 
 def visible_rows(page, section):

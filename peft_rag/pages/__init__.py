@@ -1,0 +1,1 @@
+"""Pages: HTML files that need nothing else, made of elements that no text can break out of."""
