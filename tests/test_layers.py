@@ -22,7 +22,7 @@ LAYERS = [
     {"tasks"},
     {"data", "fusion", "long_inputs"},
     {"prediction"},
-    {"attribution"},
+    {"attribution", "explanation"},
     {"backbone", "methods"},
     {"knowledge"},
     {"model"},

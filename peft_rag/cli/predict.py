@@ -77,19 +77,20 @@ def add_to(commands: Any) -> None:
         help="show each prediction's neighbours with scores, weights and effects: how much less likely, in nats, the "
         "prediction is with that one left out; a model that reads K neighbours answers K + 1 more times for this",
     )
+    parser.add_argument(
+        "--html", help="write the explanations here too, as one page for any reader; needs --explain, must not exist"
+    )
     parser.add_argument("--output", help="write JSON Lines here instead; the file must not exist")
     parser.set_defaults(run=_run)
 
 
 def _run(known: argparse.Namespace, rest: Sequence[str]) -> None:
-    from peft_rag.errors import ArtefactError
-    from peft_rag.files import write_text
+    from peft_rag.cli.progress import write_result_text
     from peft_rag.parts import make_part
     from peft_rag.records import read_records
 
-    refuse(rest, ["--explain", "--output", "--corpus", "--backbone", "--text-field", "--batch-size"])
-    if known.output and Path(known.output).exists():
-        raise ArtefactError(f"'{known.output}' exists already. Name another file with --output.")
+    refuse(rest, ["--explain", "--html", "--output", "--corpus", "--backbone", "--text-field", "--batch-size"])
+    _check_files(known)
     records = None if known.data == "-" else read_records(known.data)
     model = load_artefact(known)
     task = make_part(type(model.task), "task", model.task.to_dict() | given_fields(known))
@@ -99,14 +100,37 @@ def _run(known: argparse.Namespace, rest: Sequence[str]) -> None:
         else task.read(records, labelled=False)
     )
     answers = model.predict(texts, explain=known.explain, batch_size=known.batch_size, progress="predicting")
+    asked = [text if isinstance(text, str) else text.text for text in texts]
     lines = [
-        json.dumps(_line(text if isinstance(text, str) else text.text, answer, known.explain), ensure_ascii=False)
-        for text, answer in zip(texts, answers, strict=True)
+        json.dumps(_line(text, answer, known.explain), ensure_ascii=False)
+        for text, answer in zip(asked, answers, strict=True)
     ]
+    if known.html:
+        write_result_text("--html", known.html, _page(asked, answers, known, model.fusion.reads_neighbours))
     if known.output:
-        write_text(Path(known.output), "".join(f"{line}\n" for line in lines))
+        write_result_text("--output", known.output, "".join(f"{line}\n" for line in lines))
     else:
         print("\n".join(lines))
+
+
+def _check_files(known: argparse.Namespace) -> None:
+    """Refuse files that cannot be meant before anything is loaded."""
+    from peft_rag.errors import ArtefactError, ConfigError
+
+    if known.html and not known.explain:
+        raise ConfigError("--html writes explanations. Add --explain.")
+    if known.html and known.output and Path(known.html).resolve() == Path(known.output).resolve():
+        raise ConfigError(f"--html and --output both name '{known.html}'. Name two files.")
+    for flag, name in (("--output", known.output), ("--html", known.html)):
+        if name and Path(name).exists():
+            raise ArtefactError(f"'{name}' exists already. Name another file with {flag}.")
+
+
+def _page(texts: Sequence[str], answers: Sequence[Prediction], known: argparse.Namespace, reads: bool) -> str:
+    from peft_rag.explanation.page import About, page
+
+    data = "standard input" if known.data == "-" else Path(known.data).name
+    return page(texts, answers, About(Path(known.artefact).resolve().name, data, reads))
 
 
 def _line(text: str, answer: Prediction, explain: bool) -> dict[str, Any]:

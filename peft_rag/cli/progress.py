@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import warnings
@@ -20,14 +21,23 @@ def write_result(name: str, value: Any) -> None:
     Raises:
         ConfigError: it cannot be written.
     """
+    write_result_text("--output", name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_result_text(flag: str, name: str, text: str) -> None:
+    """Write text into the file that a flag names.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
     from peft_rag.errors import ConfigError
-    from peft_rag.files import write_json
+    from peft_rag.files import write_text
 
     try:
-        write_json(Path(name), value)
+        write_text(Path(name), text)
     except OSError as error:
         raise ConfigError(
-            f"--output {name} cannot be written ({error.strerror or error}). Name a file in a folder of yours."
+            f"{flag} {name} cannot be written ({error.strerror or error}). Name a file in a folder of yours."
         ) from None
 
 

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,17 @@ def test_trained_artefact_predicts_explains_and_evaluates(
     assert set(neighbours[0]) == {"id", "score", "weight", "effect", "label_without", "labels", "text"}
     assert [one["score"] for one in neighbours] == sorted((one["score"] for one in neighbours), reverse=True)
     assert sum(one["weight"] for one in neighbours) <= 1.001
+
+    html = tmp_path / "page.html"
+    status, again, _ = peft_rag("predict", str(trained), toy_data["test"], "--explain", "--html", str(html))
+    assert (status, again) == (0, out)
+    shown = html.read_text()
+    assert shown.count("<article") == 30
+    assert all(escape(json.loads(one)["text"]) in shown for one in out.splitlines())
+    assert escape(neighbours[0]["text"]) in shown
+    status, _, err = peft_rag("predict", str(trained), toy_data["test"], "--explain", "--html", str(html))
+    assert status == 2
+    assert "exists already. Name another file with --html." in err
 
     answers = tmp_path / "answers.jsonl"
     assert peft_rag("predict", str(trained), toy_data["test"], "--output", str(answers))[0] == 0
@@ -132,6 +144,11 @@ def test_bad_data_is_one_line_with_status_2(
         (("tasks", "text-clasification"), "Did you mean 'text-classification'?"),
         (("retrievers", "hnws"), "Did you mean 'hnsw'?"),
         (("predict", "nowhere", "a.jsonl"), "a.jsonl"),
+        (("predict", "nowhere", "a.jsonl", "--html", "a.html"), "--html writes explanations. Add --explain."),
+        (
+            ("predict", "nowhere", "a.jsonl", "--explain", "--html", "a.html", "--output", "./a.html"),
+            "--html and --output both name 'a.html'. Name two files.",
+        ),
     ],
 )
 def test_bad_words_are_one_line_with_status_2(peft_rag: Run, words: tuple[str, ...], message: str) -> None:

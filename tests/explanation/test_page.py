@@ -1,0 +1,152 @@
+"""The page of explained predictions, as text and in a real browser."""
+
+import re
+from html.parser import HTMLParser
+from itertools import pairwise
+
+import pytest
+
+from peft_rag.explanation.page import MOST_TEXTS, About, page
+from peft_rag.prediction import NeighbourShown, Prediction
+from tests.browser import EVIL, needs_browser, opened
+
+ABOUT = About("mine", "questions.jsonl", reads_neighbours=True)
+EFFECTS = (0.05, -0.7, 0.0, 1.4, 0.2, -0.1, 0.3, 0.01, 0.02, -0.03)
+LONG = "a word or two " * 100
+
+
+def passages(effects=EFFECTS, text="a passage", labels=("fruit",)):
+    return tuple(
+        NeighbourShown(f"d{place}", f"{text} {place}", labels, 0.9 - place / 20, 0.1, effect, ("fruit",))
+        for place, effect in enumerate(effects)
+    )
+
+
+def written(*asked, about=ABOUT):
+    return page([text for text, _ in asked], [answer for _, answer in asked], about)
+
+
+ALONE = Prediction(("metal",), 0.25)
+ASKED = [
+    ("what grows here?", Prediction(("fruit",), 0.875, passages(), ALONE)),
+    (EVIL, Prediction((EVIL,), 0.5, passages((0.4,), EVIL, (EVIL,)), Prediction((EVIL,), 0.4))),
+    (LONG, Prediction((), 0.3, passages((0.4, 0.1), LONG, ()), Prediction(("a", "b"), 0.2))),
+    ("nothing was found", Prediction(("fruit",), 1.0)),
+]
+
+
+class Elements(HTMLParser):
+    """Collect the names and attributes of all elements."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.found = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+
+def test_no_text_becomes_an_element_and_nothing_is_loaded():
+    elements = Elements(written(*ASKED, about=About(EVIL, EVIL, False))).found
+    names = {name for name, _ in elements}
+    assert not names & {"script", "img", "link", "iframe", "object", "base"}
+    attributes = {key for _, given in elements for key in given}
+    assert not attributes & {"style", "src", "srcset", "onerror", "onclick"}
+    assert all(given["href"].startswith("#") for name, given in elements if name == "a")
+    assert "http" not in re.sub("http-equiv", "", written(*ASKED))
+
+
+def test_the_policy_allows_the_own_style_and_nothing_else():
+    (policy,) = [given["content"] for _, given in Elements(written(*ASKED)).found if "http-equiv" in given]
+    assert re.fullmatch(
+        r"default-src 'none'; style-src 'sha256-[\w+/=]{44}'; base-uri 'none'; form-action 'none'", policy
+    )
+
+
+def test_a_page_of_many_texts_shows_the_first_and_says_how_many():
+    many = [(f"text {number}", Prediction(("fruit",), 0.5)) for number in range(MOST_TEXTS + 20)]
+    text = written(*many)
+    assert text.count("<article") == MOST_TEXTS
+    assert f"first {MOST_TEXTS} of {MOST_TEXTS + 20}" in text
+    assert "first" not in written(*many[:3]).partition("<main")[0].partition("</style>")[2]
+
+
+def test_how_the_model_uses_passages_is_said():
+    assert "reads these passages together" in written(*ASKED)
+    assert "labels of these passages then vote" in written(*ASKED, about=About("m", "d", reads_neighbours=False))
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "page.html"
+    path.write_text(written(*ASKED), encoding="utf-8")
+    return path.as_uri()
+
+
+@needs_browser
+@pytest.mark.parametrize(("width", "scheme"), [(1400, "light"), (1400, "dark"), (360, "light"), (360, "dark")])
+def test_the_page_fits_and_has_its_style_under_its_own_policy(browser, address, width, scheme):
+    with opened(browser, address, width, color_scheme=scheme) as shown:
+        assert shown.evaluate("document.documentElement.scrollWidth") <= width
+        paper = shown.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert paper == {"light": "rgb(251, 251, 249)", "dark": "rgb(20, 23, 26)"}[scheme]
+
+
+@needs_browser
+def test_answers_stand_beside_those_without_passages_with_bars_as_long_as_they_are_likely(browser, address):
+    with opened(browser, address) as shown:
+        for name, label, share in (("answer", "fruit 87.5%", 0.875), ("alone", "metal 25.0%", 0.25)):
+            box = shown.locator(f"#text-1 .{name}")
+            assert " ".join(box.locator("p").nth(1).inner_text().split()) == label
+            bar, track = (box.locator(f"rect.{one}").bounding_box()["width"] for one in ("share", "track"))
+            assert bar / track == pytest.approx(share, abs=0.01)
+
+
+@needs_browser
+def test_passages_stand_by_effect_with_bars_from_the_middle_to_their_side(browser, address):
+    with opened(browser, address) as shown:
+        cards = shown.locator("#text-1 .cards > li")
+        assert cards.count() == len(EFFECTS)
+        assert shown.locator("#text-1 .cards > li:visible").count() == 8
+        shown.get_by_text("2 more passages, which mattered no more than these").click()
+        assert shown.locator("#text-1 .cards > li:visible").count() == len(EFFECTS)
+        strongest = sorted(EFFECTS, key=lambda effect: -abs(effect))
+        for place, effect in enumerate(strongest):
+            card = cards.nth(place)
+            assert f"effect {effect:+.3f} nats".replace("-", "−") in card.inner_text()
+            bar, middle, track = (card.locator(f"rect.{one}").bounding_box() for one in ("bar", "middle", "track"))
+            assert bar["width"] / track["width"] == pytest.approx(abs(effect) / 1.4 / 2, abs=0.005)
+            centre = middle["x"] + middle["width"] / 2
+            if abs(effect) > 0.005:
+                side = bar["x"] if effect > 0 else bar["x"] + bar["width"]
+                assert side == pytest.approx(centre, abs=1)
+                assert card.get_attribute("class") == ("for" if effect > 0 else "against")
+        assert "Without this passage the answer would be 75% less likely (21.6% instead of 87.5%)" in (
+            cards.first.inner_text()
+        )
+
+
+@needs_browser
+def test_texts_are_text_and_long_ones_open(browser, address):
+    with opened(browser, address) as shown:
+        assert shown.locator("#text-2 blockquote").inner_text() == EVIL
+        assert shown.locator("img, script").count() == 0
+        whole = shown.locator("#text-3 blockquote details > p")
+        assert not whole.is_visible()
+        shown.locator("#text-3 blockquote summary").press("Enter")
+        assert whole.inner_text().strip() == LONG.strip()
+        assert not shown.locator("#text-3 blockquote summary > span").is_visible()
+
+
+@needs_browser
+def test_every_text_is_reached_from_the_list_and_headings_have_no_gaps(browser, address):
+    with opened(browser, address) as shown:
+        shown.keyboard.press("Tab")
+        assert shown.evaluate("document.activeElement.textContent") == "Skip to the answers"
+        for number in range(1, len(ASKED) + 1):
+            assert shown.locator(f"nav a[href='#text-{number}']").count() == 1
+            assert shown.locator(f"article#text-{number}").count() == 1
+        levels = shown.evaluate("[...document.querySelectorAll('h1,h2,h3')].map(e => Number(e.tagName[1]))")
+        assert levels[0] == 1
+        assert all(after - before <= 1 for before, after in pairwise(levels))
