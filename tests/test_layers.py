@@ -31,6 +31,7 @@ LAYERS = [
     {"results", "workspace", "measuring"},
     {"job", "testing"},
     {"benchmark"},
+    {"recommendation"},
     {"cli"},
     {"__main__"},
 ]

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from peft_rag import __version__
-from peft_rag.cli import benchmark, evaluate, index, plugins, predict, train
+from peft_rag.cli import benchmark, evaluate, index, plugins, predict, recommend, train
 from peft_rag.cli.flags import split_part_options
 from peft_rag.errors import PeftRagError
 
@@ -17,6 +17,7 @@ retrieved, and both are picked by name.
 
   peft-rag train examples/wiki-topics.yaml            train, measure before and after, save an artefact
   peft-rag train --train a.jsonl --output out/        the same on your own data
+  peft-rag recommend --train a.jsonl --output out/    which method for this data? the artefact, and why
   peft-rag predict out/ questions.jsonl --explain     predictions with the neighbours behind them
   peft-rag benchmark examples/benchmark-demo.yaml     methods side by side, with intervals, controls and costs
   peft-rag methods lora                               what can be picked, with options and defaults
@@ -41,8 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(words: list[str]) -> None:
-    if words[:1] == ["train"] and not {"-h", "--help"} & set(words):
-        train.run(words[1:])
+    free = {"train": train.run, "recommend": recommend.run}
+    if words[:1] and words[0] in free and not {"-h", "--help"} & set(words):
+        free[words[0]](words[1:])
         return
     parser = _parser()
     words, parts = split_part_options(words)
@@ -62,6 +64,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"peft-rag {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for module in (train, predict, evaluate, benchmark, index, plugins):
+    for module in (train, recommend, predict, evaluate, benchmark, index, plugins):
         module.add_to(commands)
     return parser

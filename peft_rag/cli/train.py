@@ -39,21 +39,27 @@ def add_to(commands: Any) -> None:
         "train",
         help="train a method with retrieval, measure before and after, save a small artefact",
         description="Train what is small, retrieve the rest, measure before and after, and save a small artefact.",
-        epilog=_EPILOG + "\n".join(f"  --{name.ljust(30)}{help}" for name, help in _COMMON.items()),
+        epilog=_EPILOG + common_training_options(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         usage="peft-rag train [RUN.yaml] [--NAME VALUE ...]",
     )
     parser.add_argument("run_file", nargs="?", metavar="RUN.yaml", help="a run file, e.g. examples/wiki-topics.yaml")
-    _add_options(parser)
+    add_run_options(parser)
 
 
-def _add_options(parser: argparse.ArgumentParser) -> None:
+def common_training_options() -> str:
+    """Return help on the training options that are asked for most, a line each."""
+    return "\n".join(f"  --{name.ljust(30)}{help}" for name, help in _COMMON.items())
+
+
+def add_run_options(parser: argparse.ArgumentParser, without: Sequence[str] = ()) -> None:
+    """Add help on the names of a run file, but for some."""
     from peft_rag.config import RunConfig
 
     groups: dict[str, Any] = {}
     for entry in fields(RunConfig):
-        if "help" not in entry.metadata:
+        if "help" not in entry.metadata or entry.name in without:
             continue
         title = entry.metadata["group"]
         if title not in groups:
