@@ -52,8 +52,10 @@ def small(words: list[str], flags: list[str]) -> list[str]:
         return given + [flag for flag in flags if flag.startswith("--encoder")]
     if given[0] == "benchmark":
         return [*given, "--dry-run"]
-    if given[0] != "train" or "--help" in given:
+    if given[0] not in ("train", "recommend") or "--help" in given:
         return given
+    if given[0] == "recommend":
+        given += ["--methods=head,bitfit", "--trials=1"]
     for name, value in (("--max_length", "32"), ("--last_layers", "1")):
         if name in given:
             given[given.index(name) + 1] = value
