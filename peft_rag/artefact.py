@@ -80,7 +80,7 @@ def describe(model: RetrievalAugmentedModel) -> dict[str, Any]:
             "trainable_parameters": report.trainable_parameters,
             "total_parameters": report.total_parameters,
         },
-        "fusion": {"name": _name_of("fusions", model.fusion), "settings": model.fusion.to_dict()},
+        "fusion": {"name": _name_of("fusions", model.fusion), "settings": model.fusion.to_dict(), **_gate_of(model)},
         "backbone": {
             "name": model.source.name,
             "fingerprint": model.source.fingerprint,
@@ -119,6 +119,7 @@ def load(
     from safetensors.torch import load_file
 
     from peft_rag.backbone import load_backbone
+    from peft_rag.fusion.fallback import check_gate
     from peft_rag.knowledge import make_encoder
     from peft_rag.long_inputs import RelevantChunks
     from peft_rag.methods import AttachReport, quiet_peft, resolve
@@ -128,12 +129,16 @@ def load(
     manifest = read_manifest(folder)
     task = _plugin("tasks", manifest["task"])
     fusion = _plugin("fusions", manifest["fusion"])
+    gate = check_gate(manifest["fusion"].get("gate", 1.0))
     resolve(manifest["method"]["name"])
     found = load_backbone(backbone or manifest["backbone"]["name"])
     _check_backbone(found, manifest["backbone"], allow_backbone_mismatch)
-    wanted = fusion.needs_labels or fusion.neighbours_wanted > 0 or corpus is not None
+    retrieves = gate > 0 and (fusion.needs_labels or fusion.neighbours_wanted > 0)
+    wanted = retrieves or fusion.needs_vectors or corpus is not None
     knowledge = _knowledge(manifest, task, corpus, allow_corpus_mismatch) if wanted else None
     model = RetrievalAugmentedModel(found, task, fusion, knowledge, max_length=manifest["backbone"]["max_length"])
+    if "gate" in manifest["fusion"]:
+        model.gates["default"] = gate
     about = dict(manifest["method"])
     with quiet_peft():
         model.backbone = PeftModel.from_pretrained(found.model, str(folder))
@@ -268,6 +273,11 @@ def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
+def _gate_of(model: RetrievalAugmentedModel) -> dict[str, float]:
+    """Return how far neighbours count, where that was chosen."""
+    return {"gate": model.gates[model.adapter]} if model.adapter in model.gates else {}
+
+
 def _save_adapter(model: RetrievalAugmentedModel, folder: Path) -> None:
     """Let peft write its two files, whatever the adapter's name, without asking a hub about the backbone."""
     model.backbone.save_pretrained(str(folder), selected_adapters=[model.adapter], save_embedding_layers=False)
@@ -340,7 +350,15 @@ def _knowledge(manifest: Mapping[str, Any], task: Task, corpus: str | Corpus | N
             f"this artefact was trained with another version of encoder '{about['encoder']}' or of retriever "
             f"'{about['name']}'. Install the model it names, or train again."
         )
-    return Knowledge(documents, retriever, about["name"], about["encoder"], about["options"], asdict(fields))
+    return Knowledge(
+        documents,
+        retriever,
+        about["name"],
+        about["encoder"],
+        about["options"],
+        asdict(fields),
+        min_score=stored.get("min_score"),
+    )
 
 
 def _another_corpus(trained: Mapping[str, Any], found: Corpus, source: str) -> str:

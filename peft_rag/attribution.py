@@ -3,8 +3,9 @@
     Δ_z = log p(ŷ | x, Z) - log p(ŷ | x, Z∖{z})   in nats, above 0 where z spoke for ŷ
 
 ŷ is what is predicted with all neighbours Z that took part. One that is left out is not replaced by the next nearest:
-the others keep their order and their scores, and the fusion weighs them anew. A fusion that reads its neighbours runs
-the backbone again for each that is left out; one that lets them vote on what the model gave does not.
+the others keep their order and their scores, the fusion weighs them anew, and how far the answer is mixed with that
+without neighbours (`peft_rag.fusion.fallback`) stays. A fusion that reads its neighbours runs the backbone again for
+each that is left out; one that lets them vote on what the model gave does not.
 
 Dims: N examples, K neighbours, L passes with some of an example's neighbours.
 """
@@ -18,6 +19,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from peft_rag.fusion.base import Outputs, Shown, Split
+from peft_rag.fusion.fallback import scaled
+from peft_rag.fusion.mixing import mix
+from peft_rag.fusion.none import NoFusion
 from peft_rag.prediction import NeighbourShown, Prediction
 from peft_rag.retrieval.base import Neighbours
 
@@ -69,7 +73,11 @@ def explained(
     """
     if model.knowledge is None:
         return list(answers)
-    shown = model.fusion.shown(outputs, split, model.memory())
+    shown = scaled(model.effective_fusion.shown(outputs, split, model.memory()), model.gate)
+    alone = None
+    if 0 < model.gate < 1:
+        given = model.outputs(split, fusion=NoFusion(), batch_size=batch_size, progress=progress)
+        alone = given.log_probs
     predicted = model.task.targets(
         [replace(one, labels=said.labels) for one, said in zip(split.examples, answers, strict=True)]
     )
@@ -82,6 +90,8 @@ def explained(
         title = progress and f"leaving neighbours out, part {number:,} of {chunks:,}"
         again = _asked_again(model, split, outputs, part, batch_size, title)
         rows = [one.row for one in part]
+        if alone is not None:
+            again = mix(alone[rows], again, model.gate)
         log_probs = model.task.log_likelihood(again, predicted[rows]).tolist()
         for row, said, log_prob in zip(rows, model.task.decode(again), log_probs, strict=True):
             others[row].append(_Answer(Prediction(*said), log_prob))
@@ -105,7 +115,7 @@ def _asked_again(
     batch_size: int,
     progress: str,
 ) -> Tensor:
-    """Return log-probabilities in nats, ``(L, …)``, with the neighbours that each pass keeps."""
+    """Return log-probabilities in nats, ``(L, …)``, fused from the neighbours that each pass keeps."""
     rows = [one.row for one in passes]
     part = Split(
         [split.examples[row] for row in rows],

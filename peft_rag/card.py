@@ -20,7 +20,8 @@ def model_card(manifest: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
         _front_matter(manifest, metrics),
         f"# {method} for {manifest['task']['name']} on {backbone}\n",
         f"A small set of weights for the frozen backbone `{backbone}`, trained with the PEFT method `{method}`; "
-        f"neighbours enter by the fusion `{manifest['fusion']['name']}`. The backbone itself is unchanged.\n",
+        f"neighbours enter by the fusion `{manifest['fusion']['name']}`{_gate(manifest)}. "
+        "The backbone itself is unchanged.\n",
         _results(metrics),
         _costs(manifest, metrics),
         _use(manifest),
@@ -41,6 +42,11 @@ def results_table(arms: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
 def _cell(score: Mapping[str, float]) -> str:
     value, low, high = (100 * score[key] for key in ("value", "low", "high"))
     return f"{value:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def _gate(manifest: Mapping[str, Any]) -> str:
+    gate = manifest["fusion"].get("gate")
+    return "" if gate is None else f", and count {gate:.0%} beside the answer without them, as validation decided"
 
 
 def _front_matter(manifest: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:

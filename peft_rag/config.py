@@ -13,6 +13,7 @@ from peft_rag.errors import ConfigError
 from peft_rag.registry import suggest
 
 CUT, WITHIN_DOCUMENT = LONG_INPUTS = ("cut", "within_document")
+DROPPED_FOR = ("none", "random")
 PARTS = ("task", "method", "fusion", "retriever")
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -49,6 +50,14 @@ class RunConfig:
     retriever: str = _option(
         "", "retriever by name (peft-rag retrievers); if left out, the corpus's own index or else hnsw", "model"
     )
+    min_score: float | None = _option(
+        None,
+        "neighbours less similar than this are none, in the retriever's units (by default cosines); none keeps all",
+        "model",
+    )
+    fallback: bool = _option(
+        True, "count neighbours that the model reads only as far as validation gains by them, nothing included", "model"
+    )
     max_length: int = _option(256, "tokens of one input at most", "model")
     long_inputs: str = _option(
         "cut",
@@ -60,6 +69,14 @@ class RunConfig:
     )
     head_init: str = _option("probe", "head before training: probe (fitted to frozen features) or random", "training")
     head_refit: bool = _option(True, "fit the head again to the tuned features where validation gains", "training")
+    retrieval_dropout: float = _option(
+        0.0,
+        "share of the examples that a training step reads without their neighbours, drawn anew each time",
+        "training",
+    )
+    retrieval_dropout_by: str = _option(
+        "none", "what they are read with instead: none, or random documents", "training"
+    )
     early_stopping_patience: int = _option(0, "evaluations without improvement before stopping; 0 never", "training")
     seed: int = _option(0, "of sampling, initialisation and the order of the data", "training")
     output: str = _option("", "folder of the artefact; must not hold anything yet", "output")
@@ -84,6 +101,7 @@ class RunConfig:
             raise ConfigError(f"validation_share is {self.validation_share}; it lies between 0 and 1.")
         if not 0 <= self.leak_threshold <= 1:
             raise ConfigError(f"leak_threshold is {self.leak_threshold}; it is a cosine from 0 (off) to 1.")
+        check_retrieval_dropout(self.retrieval_dropout, self.retrieval_dropout_by)
         for name in ("shots", "last_layers", "early_stopping_patience", "seed"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must not be below 0.")
@@ -96,6 +114,14 @@ class RunConfig:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def check_retrieval_dropout(share: float, by: str) -> None:
+    """Raise `ConfigError` unless a share of examples can be read without their neighbours, or with random ones."""
+    if not 0 <= share <= 1:
+        raise ConfigError(f"retrieval_dropout is {share}; it is a share of the examples, from 0 (off) to 1.")
+    if by not in DROPPED_FOR:
+        raise ConfigError(f"retrieval_dropout_by is '{by}'. Choose {' or '.join(DROPPED_FOR)}.")
 
 
 def from_mapping(settings: Mapping[str, Any], where: str = "the configuration") -> RunConfig:
@@ -179,8 +205,10 @@ def _named(name: str) -> Any:
 
 
 def _coerced(name: str, value: Any, default: Any, where: str) -> Any:
-    """Turn a value into the type of its default, or say that it cannot be."""
-    wanted = type(default if default is not MISSING else "")
+    """Turn a value into the type of its default, or say that it cannot be; without a default, a number or none."""
+    if default is None and value in (None, "none"):
+        return None
+    wanted = float if default is None else type(default if default is not MISSING else "")
     given = _number(value)
     if wanted is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
         return str(value)

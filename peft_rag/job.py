@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from peft_rag.config import WITHIN_DOCUMENT, RunConfig
 from peft_rag.data import Splits, read_splits
-from peft_rag.errors import RetrievalError
+from peft_rag.errors import ConfigError, RetrievalError
 from peft_rag.evaluation.overlap import overlap_lines
-from peft_rag.measuring import measure_after, measure_before, measure_overlap
+from peft_rag.measuring import kept_lines, measure_after, measure_before, measure_overlap
 from peft_rag.parts import make_part
 from peft_rag.registry import FUSIONS, TASKS, load
 from peft_rag.results import metrics, table
@@ -103,6 +103,8 @@ def run(config: RunConfig, say: Say = print, *, observe: Observe | None = None) 
         prepared = prepare(config, working, tell)
         prepared.model.progress_bars = state.is_main_process
         prepared = with_voters(prepared)
+        for line in kept_lines(prepared):
+            tell(line)
         before = measure_before(prepared, tell)
         report = tune(prepared, config, tell)
         if not state.is_main_process:
@@ -111,7 +113,8 @@ def run(config: RunConfig, say: Say = print, *, observe: Observe | None = None) 
         if config.head_refit:
             refit_head(prepared, checked, tell)
         targets = prepared.splits.task.targets(prepared.test.examples)
-        answers = Answers(before | measure_after(prepared, checked, tell), targets)
+        after = measure_after(prepared, checked, tell, fallback=config.fallback)
+        answers = Answers(before | after, targets)
         if observe is not None:
             observe(prepared, answers)
         arms = {arm: prepared.splits.task.evaluate(given, targets) for arm, given in answers.log_probs.items()}
@@ -143,6 +146,7 @@ def prepare(config: RunConfig, working: Path, say: Say) -> Prepared:
     Where the fusion learns without neighbours none are searched, and the retriever's encoder is not loaded.
     """
     fusion: Fusion = make_part(load(FUSIONS, config.fusion), "fusion", config.part_options("fusion"))
+    _check_options(config, fusion)
     splits = read_data(config)
     say(
         f"data: {len(splits.train):,} train, {len(splits.validation):,} validation, {len(splits.test):,} test, "
@@ -175,6 +179,7 @@ def prepare(config: RunConfig, working: Path, say: Say) -> Prepared:
         options,
         asdict(splits.fields),
         leak_threshold=config.leak_threshold,
+        min_score=config.min_score,
     )
     backbone = load_backbone(config.backbone)
     model = RetrievalAugmentedModel(
@@ -206,6 +211,7 @@ def with_voters(prepared: Prepared) -> Prepared:
 
 def tune(prepared: Prepared, config: RunConfig, say: Say) -> TrainingReport:
     """Start the head from a linear probe of the frozen features, and train."""
+    from peft_rag.rows import RetrievalDropout
     from peft_rag.training import train
 
     model, task = prepared.model, prepared.splits.task
@@ -218,6 +224,7 @@ def tune(prepared: Prepared, config: RunConfig, say: Say) -> TrainingReport:
         prepared.train,
         prepared.validation,
         prepared.arguments,
+        dropout=RetrievalDropout(config.retrieval_dropout, config.retrieval_dropout_by, config.seed),
         early_stopping_patience=config.early_stopping_patience,
         resume=config.resume,
         say=say,
@@ -301,6 +308,20 @@ def _task_options(config: RunConfig) -> dict[str, Any]:
     known = {entry.name for entry in fields(load(TASKS, config.task))}
     shared = ("text_field", "label_field", "id_field", "group_field")
     return {name: getattr(config, name) for name in shared if name in known} | config.part_options("task")
+
+
+def _check_options(config: RunConfig, fusion: Fusion) -> None:
+    """Raise where an option for neighbours meets a fusion that has none of that kind."""
+    if config.retrieval_dropout and not fusion.reads_neighbours:
+        raise ConfigError(
+            f"retrieval_dropout is {config.retrieval_dropout}, but fusion '{config.fusion}' reads no neighbours in "
+            "training, so that there are none to drop. Leave it out, or pick one that reads them (--fusion concat)."
+        )
+    if config.min_score is not None and not fusion.neighbours_wanted:
+        raise ConfigError(
+            f"min_score is {config.min_score}, but fusion '{config.fusion}' as it is set takes no neighbours from the "
+            "retriever, so that there is no score to compare. Leave it out, or pick one that does (--fusion concat)."
+        )
 
 
 def _check_corpus(fusion: Fusion, splits: Splits) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +43,8 @@ class Knowledge:
         fields: how the corpus is read from its source again (`peft_rag.data.CorpusFields`).
         cache: folder of precomputed neighbours.
         leak_threshold: documents of at least that cosine with an example count as its own text; 0 for none.
+        min_score: documents less similar to an example than this are no neighbours of it, in the retriever's own
+            units; None for no such limit.
     """
 
     corpus: Corpus
@@ -52,12 +55,13 @@ class Knowledge:
     fields: dict[str, Any] = field(default_factory=dict)
     cache: Path = field(default_factory=cache_folder)
     leak_threshold: float = 0.0
+    min_score: float | None = None
 
     def __post_init__(self) -> None:
-        """Check that the threshold means something.
+        """Check that the thresholds mean something.
 
         Raises:
-            ConfigError: it is out of range, or the retriever's scores are no cosines.
+            ConfigError: one is out of range, or ``leak_threshold`` is given where the scores are no cosines.
         """
         if not 0 <= self.leak_threshold <= 1:
             raise ConfigError(f"leak_threshold is {self.leak_threshold}; it is a cosine from 0 (off) to 1.")
@@ -65,6 +69,15 @@ class Knowledge:
             raise ConfigError(
                 f"leak_threshold is a cosine, but the scores of retriever '{self.retriever_name}' are none. Pick a "
                 "retriever that compares sentence vectors (--retriever hnsw or exact), or leave the threshold at 0."
+            )
+        if self.min_score is None:
+            return
+        # Scores that are no cosines (bm25, hybrid, inner products) have no bounds that hold for every corpus.
+        if not math.isfinite(self.min_score) or (self.retriever.cosine and abs(self.min_score) > 1):
+            scale = "a cosine from -1 to 1" if self.retriever.cosine else "a number"
+            raise ConfigError(
+                f"min_score is {self.min_score}, but a score of retriever '{self.retriever_name}' is {scale}. "
+                "Choose one that it can reach, or leave --min_score out."
             )
 
     def split(
@@ -101,6 +114,8 @@ class Knowledge:
                 exclude_duplicates=exclude_duplicates,
                 leak_threshold=threshold,
             )
+            if self.min_score is not None:
+                found = found.at_least(self.min_score)
         forbidden = forbidden_positions(
             self.corpus, queries, same_data=same_data, exclude_duplicates=exclude_duplicates
         )
@@ -152,6 +167,7 @@ class Knowledge:
                 "encoder": self.encoder,
                 "fingerprint": self.retriever.fingerprint_for(self.corpus.fingerprint),
             },
+            "min_score": self.min_score,
         }
 
 

@@ -1,14 +1,40 @@
-"""What a run measures on its test split: every arm before and after training, and what overlap with the corpus does."""
+"""What a run measures: what retrieval found, every arm before and after training, and what overlap does to them."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from peft_rag.retrieval.base import NO_POSITION
+
 if TYPE_CHECKING:
     from torch import Tensor
 
     from peft_rag.fusion.base import Fusion, Memory, Outputs
+    from peft_rag.fusion.fallback import Fallback
     from peft_rag.job import Answers, Prepared, Say
+
+
+def kept_lines(prepared: Prepared) -> list[str]:
+    """Say how many neighbours a minimum score leaves; no line where there is none.
+
+    The examples counted are those learned from, or where learning needs no neighbours those of validation.
+    """
+    assert prepared.model.knowledge is not None
+    least = prepared.model.knowledge.min_score
+    name, found = "train", prepared.train.neighbours
+    if found is None:
+        name, found = "validation", prepared.validation.neighbours
+    if least is None or found is None:
+        return []
+    counts = (found.positions != NO_POSITION).sum(1)
+    whole, none = int((counts == found.k).sum()), int((counts == 0).sum())
+    lines = [
+        f"min_score {least:g}: of {len(found):,} {name} examples {whole:,} keep all {found.k} neighbours, "
+        f"{len(found) - whole - none:,} some, {none:,} none ({counts.mean():.1f} on average)"
+    ]
+    if none == len(found):
+        lines.append(f"warning: no {name} example has any neighbour; lower --min_score, or use --fusion none")
+    return lines
 
 
 def measure_before(prepared: Prepared, say: Say) -> dict[str, Tensor]:
@@ -31,8 +57,14 @@ def measure_before(prepared: Prepared, say: Say) -> dict[str, Tensor]:
     return answers
 
 
-def measure_after(prepared: Prepared, checked: Outputs, say: Say) -> dict[str, Tensor]:
+def measure_after(prepared: Prepared, checked: Outputs, say: Say, *, fallback: bool = True) -> dict[str, Tensor]:
     """Fit the fusion on validation, then ask the trained model without and with retrieval, on the test split.
+
+    Args:
+        prepared: its model trained.
+        checked: what it gave for the validation split.
+        say: takes each line of progress.
+        fallback: whether validation also decides how far neighbours count that the model reads.
 
     Returns:
         log-probabilities by arm, in nats.
@@ -44,14 +76,29 @@ def measure_after(prepared: Prepared, checked: Outputs, say: Say) -> dict[str, T
     targets = task.targets(prepared.validation.examples)
     model.fusions[model.adapter] = model.fusion.fit(model.judge(checked), prepared.validation, memory, task, targets)
     say(f"fusion: {_settings(model.fusion)}")
-    fused = model.outputs(prepared.test, progress="test")
-    alone = fused
-    if model.fusion.reads_neighbours:
-        alone = model.outputs(prepared.test, fusion=NoFusion(), progress="test without retrieval")
+    if fallback and model.fusion.reads_neighbours:
+        choice = _fall_back(prepared, memory, targets)
+        model.gates[model.adapter] = choice.gate
+        say(str(choice))
+    alone = model.outputs(prepared.test, fusion=NoFusion(), progress="test")
     answers = {"without_retrieval": alone.log_probs}
     if not isinstance(model.fusion, NoFusion):
-        answers["with_retrieval"] = model.fusion.combine(fused, prepared.test, memory, task)
+        reads = model.effective_fusion.reads_neighbours
+        fused = model.outputs(prepared.test, progress="test with neighbours") if reads else alone
+        answers["with_retrieval"] = model.fuse(fused, prepared.test, alone=alone)
     return answers
+
+
+def _fall_back(prepared: Prepared, memory: Memory | None, targets: Tensor) -> Fallback:
+    """Choose how far neighbours count, by the answers of the model as it will be shipped."""
+    from peft_rag.fusion.fallback import choose_gate
+    from peft_rag.fusion.none import NoFusion
+
+    model, task, split = prepared.model, prepared.splits.task, prepared.validation
+    alone = model.outputs(split, fusion=NoFusion(), progress="validation without retrieval")
+    # The head may have been refitted since validation was read, and answers mixed from several inputs follow no judge.
+    fused = model.fusion.combine(model.outputs(split, fusion=model.fusion, progress="validation"), split, memory, task)
+    return choose_gate(alone.log_probs, fused, task, targets)
 
 
 def measure_overlap(prepared: Prepared, answers: Answers) -> dict[str, Any]:

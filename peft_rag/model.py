@@ -17,6 +17,7 @@ from peft_rag.errors import MethodError, RetrievalError
 from peft_rag.files import sha256_of_json
 from peft_rag.fusion.base import READ, Fusion, Memory, Outputs, Reader, Split
 from peft_rag.fusion.batching import collate, tokens_in
+from peft_rag.fusion.mixing import mix
 from peft_rag.fusion.none import NoFusion
 from peft_rag.methods import AttachReport, attach, disabled
 from peft_rag.prediction import Prediction
@@ -72,6 +73,7 @@ class RetrievalAugmentedModel(nn.Module):
         self.reports: dict[str, AttachReport] = {}
         self.tasks: dict[str, Task] = {self.adapter: task}
         self.fusions: dict[str, Fusion] = {self.adapter: fusion or NoFusion()}
+        self.gates: dict[str, float] = {}
         self.heads = nn.ModuleDict({self.adapter: task.make_head(backbone.hidden_size)})
         self.fusion_modules = nn.ModuleDict()
         self.long_inputs: dict[str, RelevantChunks] = {}
@@ -93,7 +95,18 @@ class RetrievalAugmentedModel(nn.Module):
     @fusion.setter
     def fusion(self, fusion: Fusion) -> None:
         self.fusions[self.adapter] = fusion
+        self.gates.pop(self.adapter, None)
         self._memory = None
+
+    @property
+    def gate(self) -> float:
+        """How far neighbours that are read count in an answer, from 0 to 1; see `peft_rag.fusion.fallback`."""
+        return self.gates.get(self.adapter, 1.0) if self.fusion.reads_neighbours else 1.0
+
+    @property
+    def effective_fusion(self) -> Fusion:
+        """The fusion that answers need: the active one, or none where neighbours count nothing."""
+        return self.fusion if self.gate else NoFusion()
 
     @property
     def head(self) -> nn.Module:
@@ -239,9 +252,10 @@ class RetrievalAugmentedModel(nn.Module):
         return collate(rows, self.tokenizer.pad_token_id or 0)
 
     def encode(self, split: Split, *, fusion: Fusion | None = None) -> list[dict[str, Any]]:
-        """Tokenise a split as the fusion reads it; labelled examples carry their targets as ``labels``.
+        """Tokenise a split as a fusion reads it, `effective_fusion` by default.
 
-        Texts beyond the window are condensed first where the active adapter has learned how (`long_inputs`).
+        Labelled examples carry their targets as ``labels``. Texts beyond the window are condensed first
+        where the active adapter has learned how (`long_inputs`).
         """
         if self.adapter in self.long_inputs:
             bar = "chunks" if self.progress_bars and len(split) > 1 else None
@@ -249,7 +263,7 @@ class RetrievalAugmentedModel(nn.Module):
         corpus = self.knowledge.corpus if self.knowledge else None
         embed = self.knowledge.embed if self.knowledge else None
         reader = Reader(self.tokenizer, self.max_length, self.source.is_causal, embed)
-        rows = (fusion or self.fusion).encode(split, corpus, reader)
+        rows = (fusion or self.effective_fusion).encode(split, corpus, reader)
         if split.examples and all(example.labels is not None for example in split.examples):
             for row, target in zip(rows, self.task.targets(split.examples), strict=True):
                 row["labels"] = target
@@ -262,7 +276,7 @@ class RetrievalAugmentedModel(nn.Module):
 
         Args:
             split: examples with what was retrieved for them.
-            fusion: how inputs are read; the active fusion by default.
+            fusion: how inputs are read; `effective_fusion` by default.
             batch_size: inputs run at once.
             progress: what the progress bar says; no bar if empty.
         """
@@ -298,8 +312,8 @@ class RetrievalAugmentedModel(nn.Module):
         return replace(outputs, log_probs=log_probs)
 
     def split(self, examples: Sequence[Example], *, name: str = "inputs", exclude_duplicates: bool = False) -> Split:
-        """Retrieve what the active fusion needs for some examples."""
-        fusion = self.fusion
+        """Retrieve what answers to some examples need."""
+        fusion = self.effective_fusion
         if self.knowledge is None:
             if fusion.neighbours_wanted or fusion.needs_labels:
                 raise RetrievalError(
@@ -309,6 +323,30 @@ class RetrievalAugmentedModel(nn.Module):
         return self.knowledge.split(
             examples, fusion.neighbours_wanted, name=name, exclude_duplicates=exclude_duplicates
         )
+
+    def fuse(
+        self,
+        outputs: Outputs,
+        split: Split,
+        *,
+        alone: Outputs | None = None,
+        batch_size: int = 64,
+        progress: str = "",
+    ) -> Tensor:
+        """Return the answers to a split in nats: fused, and mixed with those without neighbours as the gate says.
+
+        Args:
+            outputs: what the model gave for it.
+            split: examples with what was retrieved for them.
+            alone: what it gave without neighbours, where that is known; it is asked for otherwise if it counts.
+            batch_size: inputs run at once.
+            progress: what the progress bar says; no bar if empty.
+        """
+        fused = self.effective_fusion.combine(outputs, split, self.memory(), self.task)
+        if self.gate in (0, 1):
+            return fused
+        alone = alone or self.outputs(split, fusion=NoFusion(), batch_size=batch_size, progress=progress)
+        return mix(alone.log_probs, fused, self.gate)
 
     def memory(self, *, progress: str = "") -> Memory | None:
         """Return the corpus as the active fusion needs it, encoded once for the weights as they are now.
@@ -362,9 +400,9 @@ class RetrievalAugmentedModel(nn.Module):
         if not examples:
             return []
         split = self.split([replace(example, labels=None) for example in examples])
-        memory = self.memory(progress=progress and "encoding the corpus")
+        self.memory(progress=progress and "encoding the corpus")
         outputs = self.outputs(split, batch_size=batch_size, progress=progress)
-        fused = self.fusion.combine(outputs, split, memory, self.task)
+        fused = self.fuse(outputs, split, batch_size=batch_size, progress=progress)
         answers = [Prediction(*answer) for answer in self.task.decode(fused)]
         return explained(self, split, outputs, fused, answers, batch_size, progress) if explain else answers
 
@@ -373,9 +411,9 @@ class RetrievalAugmentedModel(nn.Module):
     ) -> Tensor:
         """Return the fused log-probabilities of examples, in nats, as the task gives them."""
         split = self.split(examples, name=name)
-        memory = self.memory(progress=progress and "encoding the corpus")
+        self.memory(progress=progress and "encoding the corpus")
         outputs = self.outputs(split, batch_size=batch_size, progress=progress)
-        return self.fusion.combine(outputs, split, memory, self.task)
+        return self.fuse(outputs, split, batch_size=batch_size, progress=progress)
 
     def evaluate(self, examples: Sequence[Example], **options: Any) -> dict[str, Score]:
         """Score answers to labelled examples, each metric with its 95% bootstrap interval; options as `answer`'s."""

@@ -66,6 +66,7 @@ def metrics(
             "corpus": config.corpus or config.train,
         },
         "fusion": model.fusion.to_dict(),
+        "gate": model.gates.get(model.adapter),
         "seed": config.seed,
         "config": {name: value for name, value in config.to_dict().items() if name not in ("output", "resume")},
         "versions": versions(),

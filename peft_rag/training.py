@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -22,6 +21,7 @@ from peft_rag.errors import ConfigError, DivergedError, TrainingError
 from peft_rag.fusion.base import Split
 from peft_rag.fusion.batching import tokens_in
 from peft_rag.registry import suggest
+from peft_rag.rows import RetrievalDropout, Rows
 
 if TYPE_CHECKING:
     from peft_rag.model import RetrievalAugmentedModel
@@ -110,6 +110,7 @@ def train(
     validation_split: Split,
     arguments: TrainingArguments,
     *,
+    dropout: RetrievalDropout | None = None,
     early_stopping_patience: int = 0,
     resume: bool = False,
     say: Callable[[str], None] = print,
@@ -121,6 +122,7 @@ def train(
         train_split: what it learns from.
         validation_split: what the best weights are chosen on.
         arguments: from `training_arguments`.
+        dropout: which examples are read without their neighbours; none by default.
         early_stopping_patience: evaluations without improvement after which training stops; 0 never stops early.
         resume: go on from the last checkpoint in the arguments' output folder, if there is one.
         say: takes a line for each evaluation.
@@ -131,10 +133,11 @@ def train(
     """
     if not model.trained_state():
         raise TrainingError("nothing is trainable: attach a method first (model.attach('lora')).")
+    model.gates.pop(model.adapter, None)  # chosen for the weights as they were
     trainer = ExamplesTrainer(
         model=model,
         args=arguments,
-        train_dataset=Rows(model.encode(train_split)),
+        train_dataset=(dropout or RetrievalDropout()).rows(model, train_split),
         eval_dataset=Rows(model.encode(validation_split)) if arguments.eval_strategy != "no" else None,
         data_collator=model.collate,
         compute_metrics=_metrics_of(model),
@@ -184,19 +187,6 @@ class Progress(ProgressCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.bar:
             super().on_train_end(args, state, control, **kwargs)
-
-
-class Rows(Dataset[dict[str, Any]]):
-    """Encoded examples."""
-
-    def __init__(self, rows: Sequence[dict[str, Any]]) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, place: int) -> dict[str, Any]:
-        return self.rows[place]
 
 
 class ExamplesTrainer(Trainer):

@@ -219,3 +219,11 @@ def test_every_run_file_of_the_examples_is_valid():
     files = sorted((Path(__file__).parent.parent / "examples").glob("wiki-topics*.yaml"))
     for path in files:
         assert from_mapping(read_yaml(path) | {"output": "out"}).train
+
+
+@pytest.mark.parametrize(
+    ("given", "read"), [(0.5, 0.5), ("0.5", 0.5), (1, 1.0), ("-3", -3.0), (None, None), ("none", None)]
+)
+def test_option_without_a_default_is_a_number_or_none(given, read):
+    assert RunConfig(**NEEDED).min_score is None
+    assert from_mapping({**NEEDED, "min_score": given}).min_score == read

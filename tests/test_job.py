@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -262,10 +264,9 @@ def test_lora_artefact_loads_in_plain_peft(tiny_bert: str, toy_data: dict[str, s
     assert done.stdout.strip().endswith("equal"), done.stderr
 
 
-def test_interrupted_run_resumes_to_the_same_weights(
-    tiny_bert: str, toy_data: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = finish(tiny_bert, toy_data, tmp_path / "whole")
+@contextmanager
+def cut_off_after_two_epochs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Interrupt the run inside the block once its second epoch is saved."""
     from peft_rag.training import ExamplesTrainer
 
     saved = ExamplesTrainer._save_checkpoint
@@ -275,10 +276,18 @@ def test_interrupted_run_resumes_to_the_same_weights(
         if self.state.epoch >= 2:
             raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
         patch.setattr(ExamplesTrainer, "_save_checkpoint", cut_off)
-        with pytest.raises(KeyboardInterrupt):
-            finish(tiny_bert, toy_data, tmp_path / "out")
+        yield
+        pytest.fail("the run was not interrupted")
+
+
+def test_interrupted_run_resumes_to_the_same_weights(
+    tiny_bert: str, toy_data: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = finish(tiny_bert, toy_data, tmp_path / "whole")
+    with cut_off_after_two_epochs(monkeypatch):
+        finish(tiny_bert, toy_data, tmp_path / "out")
     partial = tmp_path / "out.partial"
     checkpoint = next(partial.glob("checkpoints/checkpoint-*/model.safetensors"))
     assert checkpoint.stat().st_size < 40_000
@@ -322,6 +331,20 @@ def test_loss_that_is_no_number_stops_the_run_and_leaves_nothing(
         (
             {"leak_threshold": 0.9, "retriever": "bm25"},
             "leak_threshold is a cosine, but the scores of retriever 'bm25'",
+        ),
+        ({"retrieval_dropout": 1.5}, "retrieval_dropout is 1.5; it is a share of the examples, from 0 (off) to 1."),
+        ({"retrieval_dropout_by": "noise"}, "retrieval_dropout_by is 'noise'. Choose none or random."),
+        ({"retrieval_dropout": 0.3}, "retrieval_dropout is 0.3, but fusion 'knn' reads no neighbours in training"),
+        ({"retrieval_dropout": 0.3, "fusion": "none"}, "but fusion 'none' reads no neighbours in training"),
+        ({"min_score": 0.5}, "min_score is 0.5, but fusion 'knn' as it is set takes no neighbours from the retriever"),
+        ({"min_score": "much"}, "min_score is 'much', but must be a number"),
+        (
+            {"min_score": 1.2, "fusion": "concat"},
+            "min_score is 1.2, but a score of retriever 'hnsw' is a cosine from -1 to 1.",
+        ),
+        (
+            {"min_score": "inf", "fusion": "concat", "retriever": "bm25"},
+            "min_score is inf, but a score of retriever 'bm25' is a number",
         ),
         ({"lr_scheduler_type": "zigzag"}, "transformers refuses the training options"),
         ({"eval_strategy": "no", "early_stopping_patience": 2}, "--early_stopping_patience needs evaluation"),

@@ -21,7 +21,7 @@ LAYERS = [
     {"demo", "evaluation", "retrieval"},
     {"tasks"},
     {"data", "fusion", "long_inputs"},
-    {"prediction"},
+    {"prediction", "rows"},
     {"attribution", "explanation"},
     {"backbone", "methods"},
     {"knowledge"},

@@ -138,7 +138,7 @@ def test_class_beyond_the_window_is_missed_by_a_cut_and_read_within_the_document
 
 
 def test_neighbours_read_beside_a_long_text_have_half_of_the_window(tiny_bert: str, tmp_path: Path) -> None:
-    options = {"fusion": "concat", "fusion.k": 1, "fusion.passage_tokens": 8, "max_length": 40}
+    options = {"fusion": "concat", "fallback": False, "fusion.k": 1, "fusion.passage_tokens": 8, "max_length": 40}
     assert finish(tiny_bert, tmp_path, long_inputs="within_document", **options)["after"]["accuracy"] > 0.9
     model = load(str(tmp_path / "out"))
     split = model.split(examples(9, 5))

@@ -42,6 +42,8 @@ def measured(arms=ARMS, **changes):
         trained_state=lambda: {"head.weight": trained.weight},
         parameters=lambda: [frozen.weight, trained.weight],
         fusion=SimpleNamespace(to_dict=lambda: {"k": 4}),
+        adapter="default",
+        gates={"default": 0.25},
     )
     training = SimpleNamespace(seconds=12.5, examples_per_second=40.0, steps=50, best_step=30)
     config = RunConfig(**({"train": "a.jsonl", "output": "out", "seed": 3, "resume": True} | changes))
@@ -54,6 +56,7 @@ def test_metrics_hold_before_after_and_every_arm_with_its_interval():
     assert content["after"] == content["test"] == {"accuracy": 1.0, "mcc": 1.0}
     assert content["arms"]["without_retrieval"]["accuracy"] == {"value": 0.9049, "low": 0.88, "high": 0.93}
     assert list(content["arms"]) == list(ARMS)
+    assert (content["fusion"], content["gate"]) == ({"k": 4}, 0.25)
     assert (content["seed"], content["steps"], content["best_step"], content["test_examples"]) == (3, 50, 30, 1000)
     assert (content["train_seconds"], content["examples_per_second"]) == (12.5, 40.0)
     assert json.loads(json.dumps(content)) == content

@@ -1,6 +1,7 @@
 """What retrieval is worth: the trained model's answers with other neighbours in place of those that were retrieved.
 
-Nothing is trained or fitted here: the model and its fusion stay as they were chosen on validation. The arms are
+Nothing is trained or fitted here: the model, its fusion and how far that counts stay as they were chosen on validation.
+The arms are
 
 - ``random``: as many documents drawn at random, under the similarities of those that were retrieved;
 - ``shuffled``: the retrieved documents, their labels permuted over the corpus;
@@ -22,8 +23,10 @@ import numpy as np
 from peft_rag.corpus import Corpus
 from peft_rag.fusion.base import PASSAGES, READ, Fusion, Memory, Outputs, Reader, Split
 from peft_rag.fusion.knn import unit
+from peft_rag.fusion.mixing import mix
 from peft_rag.fusion.none import NoFusion
 from peft_rag.retrieval.base import NO_POSITION, Neighbours
+from peft_rag.retrieval.drawn import random_neighbours
 from peft_rag.retrieval.vectors import exact_search
 
 if TYPE_CHECKING:
@@ -62,32 +65,13 @@ def control_arms(
         *(("filler",) if fusion.reads_neighbours else ()),
     }
     answer = _read_again if fusion.reads_neighbours else _voted_again
+    alone = None if model.gate == 1 else model.outputs(split, fusion=NoFusion(), progress="test without retrieval")
     arms = {}
     for arm in wanted:
         if arm in possible:
-            arms[arm] = answer(model, split, outputs, arm, np.random.default_rng(seed))
+            given = answer(model, split, outputs, arm, np.random.default_rng(seed))
+            arms[arm] = given if alone is None else mix(alone.log_probs, given, model.gate)
     return arms
-
-
-def random_neighbours(
-    found: Neighbours, documents: int, forbidden: Sequence[Collection[int]], generator: np.random.Generator
-) -> Neighbours:
-    """Put documents drawn at random, each once a row and none forbidden, in place of those found; scores stay.
-
-    Args:
-        found: ``(N, K)``.
-        documents: M.
-        forbidden: for each example the positions it must not see; empty where there are none.
-        generator: of the draws.
-    """
-    positions = np.full_like(np.asarray(found.positions), NO_POSITION)
-    everything = np.arange(documents)
-    for row in range(len(found)):
-        banned = forbidden[row] if len(forbidden) else ()
-        allowed = np.setdiff1d(everything, list(banned)) if len(banned) else everything
-        places = np.flatnonzero(np.asarray(found.positions[row]) != NO_POSITION)[: len(allowed)]
-        positions[row, places] = generator.choice(allowed, len(places), replace=False)
-    return Neighbours(positions, np.where(positions == NO_POSITION, -np.inf, found.scores).astype(np.float32))
 
 
 def shuffled_corpus(corpus: Corpus, generator: np.random.Generator) -> Corpus:

@@ -102,7 +102,7 @@ def measure_cell(spec: Mapping[str, Any]) -> Facts:
         costs["off_difference"] = off_difference(model, texts)
         costs.update(_index_costs(prepared, spec["index"]))
         seen["task"], seen["arms"], seen["targets"] = prepared.splits.task, arms, answers.targets
-        seen["fusion"] = model.fusion.to_dict()
+        seen["fusion"], seen["gate"] = model.fusion.to_dict(), model.gates.get(model.adapter)
 
     with tempfile.TemporaryDirectory() as folder:
         artefact = Path(folder) / "artefact"
@@ -115,6 +115,7 @@ def measure_cell(spec: Mapping[str, Any]) -> Facts:
     return {
         "main_metric": task.main_metric,
         "fusion_settings": seen["fusion"],
+        "gate": seen["gate"],
         "targets": plain_classes(seen["targets"]),
         "arms": {arm: described_arm(task, given, seen["targets"]) for arm, given in seen["arms"].items()},
         "costs": costs,
@@ -204,7 +205,7 @@ def _index_costs(prepared: Prepared, index: Mapping[str, Any]) -> Facts:
 
     if prepared.model.fusion.needs_features:
         return index_of_features(prepared.model)
-    if prepared.model.fusion.neighbours_wanted:
+    if prepared.model.effective_fusion.neighbours_wanted:
         return {name: index[name] for name in ("index_bytes", "index_seconds")}
     return {"index_bytes": 0, "index_seconds": 0.0}
 

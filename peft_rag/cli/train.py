@@ -64,7 +64,7 @@ def add_run_options(parser: argparse.ArgumentParser, without: Sequence[str] = ()
         title = entry.metadata["group"]
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
-        default = "" if entry.default in ("", False) else f" ({entry.default})"
+        default = "" if entry.default in ("", False, None) else f" ({entry.default})"
         text = (entry.metadata["help"] + default).replace("%", "%%")
         flags = sorted({f"--{entry.name}", f"--{entry.name.replace('_', '-')}"}, reverse=True)
         switch: dict[str, Any] = {"nargs": "?", "const": "true"} if isinstance(entry.default, bool) else {}

@@ -12,6 +12,7 @@ from typing_extensions import Self
 
 from peft_rag.errors import ConfigError, RetrievalError
 from peft_rag.fusion.base import Fusion, Memory, Outputs, Reader, Shown, Split, encode_inputs
+from peft_rag.fusion.mixing import mix
 from peft_rag.tasks.base import LEAST_LOG_PROB
 
 if TYPE_CHECKING:
@@ -151,24 +152,6 @@ def neighbour_log_probs(found: Neighbours, memory: Memory, task: Task, temperatu
     targets = memory.targets.cpu()[torch.as_tensor(np.array(found.positions)).clamp(min=0)]
     votes = task.vote(targets)
     return (shares.reshape(*shares.shape, *[1] * (votes.dim() - 2)) * votes).sum(1).log()
-
-
-def mix(log_model: Tensor, log_neighbours: Tensor, weight: float) -> Tensor:
-    """Return log(λ·p_kNN + (1-λ)·p_model) in nats, stable for p_kNN = 0, exact for λ = 0 and λ = 1, never above 0.
-
-    Where the neighbours have no opinion (NaN), the model's own stands.
-    """
-    import torch
-
-    own = log_model.cpu()
-    if weight == 0:
-        return own
-    floor = torch.finfo(own.dtype).min
-    mixed = torch.logaddexp(
-        log_neighbours.clamp(min=floor) + math.log(weight),
-        own + (math.log1p(-weight) if weight < 1 else floor),
-    )
-    return torch.where(log_neighbours.isnan(), own, mixed.clamp(max=0.0))
 
 
 def unit(features: Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:

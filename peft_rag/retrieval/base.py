@@ -72,6 +72,13 @@ class Neighbours:
         """Return the ``k`` nearest of these."""
         return Neighbours(self.positions[:, :k], self.scores[:, :k])
 
+    def at_least(self, score: float) -> Neighbours:
+        """Return those of at least this similarity; the places of the others are empty."""
+        import numpy as np
+
+        kept = self.scores >= score
+        return Neighbours(np.where(kept, self.positions, NO_POSITION), np.where(kept, self.scores, np.float32(-np.inf)))
+
 
 class Encoder(Protocol):
     """What turns texts into vectors."""

@@ -12,7 +12,6 @@ from peft_rag.benchmark.controls import (
     Filler,
     control_arms,
     oracle_neighbours,
-    random_neighbours,
     shuffled_corpus,
 )
 from peft_rag.config import from_mapping
@@ -20,6 +19,7 @@ from peft_rag.corpus import Corpus, Document
 from peft_rag.fusion.base import READ, Split
 from peft_rag.job import Answers, Prepared, run
 from peft_rag.retrieval.base import Neighbours
+from peft_rag.retrieval.drawn import random_neighbours
 from peft_rag.tasks.base import Example
 
 pytestmark = pytest.mark.filterwarnings("ignore:No sentence-transformers model found")
@@ -112,7 +112,8 @@ def test_knn_controls_equal_plain_loops(tiny_bert: str, toy_data: dict[str, str]
 def test_concat_controls_change_what_is_read_and_nothing_else(
     tiny_bert: str, toy_data: dict[str, str], tmp_path: Path
 ) -> None:
-    prepared, answers = trained(tiny_bert, toy_data, tmp_path / "out", fusion="concat", **{"fusion.k": 2})
+    changes = {"fusion": "concat", "fusion.k": 2, "fallback": False}
+    prepared, answers = trained(tiny_bert, toy_data, tmp_path / "out", **changes)
     model, split = prepared.model, prepared.test
     assert model.knowledge is not None
     corpus = model.knowledge.corpus

@@ -7,7 +7,8 @@ import torch
 
 from peft_rag.errors import ConfigError, RetrievalError
 from peft_rag.fusion.base import Memory, Outputs, Split
-from peft_rag.fusion.knn import KnnFusion, mix, neighbour_log_probs, unit
+from peft_rag.fusion.knn import KnnFusion, neighbour_log_probs, unit
+from peft_rag.fusion.mixing import mix
 from peft_rag.retrieval.base import Neighbours
 from peft_rag.tasks.base import Example
 from peft_rag.tasks.text_classification import TextClassification
