@@ -69,6 +69,15 @@ def trained_steps(model, split, steps, learning_rate=0.01):
     return {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
 
 
+def pooled_by_hand(model, own, **inputs):
+    """Run one input without padding; return the mean over its last tokens, those of the text, of length one."""
+    (count,) = {values.shape[1] for values in inputs.values()}
+    with torch.no_grad():
+        hidden = model.backbone(**inputs, attention_mask=torch.ones(1, count, dtype=torch.long)).last_hidden_state[0]
+    pooled = hidden[len(hidden) - own :].sum(0)
+    return pooled / pooled.norm()
+
+
 def stirred(module):
     """Give a fusion's parameters random values, so that no gate is closed and no bias is nothing."""
     torch.manual_seed(5)

@@ -9,7 +9,7 @@ from peft_rag.fusion.batching import NEIGHBOUR_MASK, NEIGHBOUR_VECTORS
 from peft_rag.fusion.cross_attention import CrossAttentionFusion
 from peft_rag.fusion.gated_attention import GatedCrossAttention, Reading
 from peft_rag.fusion.none import NoFusion
-from tests.fusion.models import FAMILIES, METHODS, answers, batch_of, make_model, split_of, stirred
+from tests.fusion.models import FAMILIES, METHODS, answers, batch_of, make_model, pooled_by_hand, split_of, stirred
 
 
 @pytest.fixture(autouse=True)
@@ -136,13 +136,9 @@ def by_hand(model, batch):
             )
             for layer in module.layers
         ]
-        inputs = {name: batch[name][[row]][:, own] for name in ("input_ids", "attention_mask")}
-        with torch.no_grad():
-            hidden = model.backbone(**inputs).last_hidden_state[0]
+        features.append(pooled_by_hand(model, int(own.sum()), input_ids=batch["input_ids"][[row]][:, own]))
         for hook in hooks:
             hook.remove()
-        pooled = hidden[len(hidden) - int(own.sum()) :].sum(0)
-        features.append(pooled / pooled.norm())
         weights.append(torch.tensor(looks).mean((0, 1)) if there else torch.zeros(0))
     return torch.stack(features), torch.nn.utils.rnn.pad_sequence(weights, batch_first=True)
 

@@ -9,7 +9,7 @@ from peft_rag.fusion.batching import NEIGHBOUR_MASK, NEIGHBOUR_VECTORS
 from peft_rag.fusion.projector import ProjectorFusion
 from peft_rag.fusion.soft_tokens import put_before
 from peft_rag.testing import WordEncoder
-from tests.fusion.models import DOCUMENTS, FAMILIES, answers, batch_of, make_model, split_of, stirred
+from tests.fusion.models import DOCUMENTS, FAMILIES, answers, batch_of, make_model, pooled_by_hand, split_of, stirred
 
 
 @pytest.fixture(autouse=True)
@@ -44,12 +44,7 @@ def by_hand(model, batch):
         ids = batch["input_ids"][row][batch["attention_mask"][row] == 1]
         words = model.source.model.get_input_embeddings()(ids)
         embeds = torch.cat([torch.tensor(soft).reshape(-1, words.shape[-1]), words])[None]
-        with torch.no_grad():
-            hidden = model.backbone(
-                inputs_embeds=embeds, attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long)
-            ).last_hidden_state[0]
-        pooled = hidden[len(hidden) - len(ids) :].sum(0)
-        features.append(pooled / pooled.norm())
+        features.append(pooled_by_hand(model, len(ids), inputs_embeds=embeds))
     return torch.stack(features)
 
 
