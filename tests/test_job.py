@@ -40,11 +40,14 @@ def finish(*arguments: Any, **changes: Any) -> dict[str, Any]:
     return dict(run(from_mapping(settings(*arguments, **changes)), say=lambda line: None).metrics)
 
 
-@pytest.mark.parametrize("fusion", ["none", "concat", "marginal", "knn", "knn-retriever"])
+@pytest.mark.parametrize(
+    "fusion", ["none", "concat", "marginal", "knn", "knn-retriever", "cross_attention", "projector"]
+)
 def test_run_measures_before_and_after_and_saves_what_loads_back(
     tiny_bert: str, toy_data: dict[str, str], tmp_path: Path, fusion: str
 ) -> None:
     name, _, space = fusion.partition("-")
+    name = name.replace("_", "-")
     options = {"fusion.space": space} if space else {}
     metrics = finish(tiny_bert, toy_data, tmp_path / "out", fusion=name, **options)
     stored = json.loads((tmp_path / "out/metrics.json").read_text())

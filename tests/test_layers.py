@@ -15,7 +15,7 @@ SOURCES = sorted([*CORE.rglob("*.py"), *ADAPTERS.rglob("*.py")])
 
 LAYERS = [
     {"errors"},
-    {"registry", "files", "fingerprint", "packaged", "hub", "pages", "quiet", "text_files", "tuner"},
+    {"registry", "files", "fingerprint", "packaged", "hub", "pages", "quiet", "stacks", "text_files", "tuner"},
     {"config", "parts", "records"},
     {"corpus"},
     {"demo", "evaluation", "retrieval"},

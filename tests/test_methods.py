@@ -29,7 +29,7 @@ from peft_rag.methods import (
 )
 from peft_rag.methods.attachment import task_type_of, unchanged_on_error
 from peft_rag.methods.options import coerce, describe_type
-from peft_rag.methods.targets import layer_stacks
+from peft_rag.stacks import layer_stacks
 from peft_rag.testing import TINY_BACKBONES
 from peft_rag.testing.methods import example_inputs
 

@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from peft_rag.errors import MethodError
 from peft_rag.methods.method import Method
+from peft_rag.stacks import layer_stacks
 
 _ALL_LINEAR = "all-linear"
 
@@ -124,19 +125,6 @@ def linear_modules(backbone: nn.Module) -> dict[str, nn.Module]:
         for name, module in original_modules(backbone).items()
         if isinstance(module, nn.Linear | Conv1D) and module is not output
     }
-
-
-def layer_stacks(backbone: nn.Module) -> dict[str, int]:
-    """Return the outermost lists of layers by name, with their lengths.
-
-    A T5 has two: ``encoder.block`` and ``decoder.block``.
-    """
-    stacks: dict[str, int] = {}
-    for name, module in backbone.named_modules():
-        nested = any(name.startswith(f"{outer}.") for outer in stacks)
-        if isinstance(module, nn.ModuleList) and len(module) and not nested:
-            stacks[name] = len(module)
-    return stacks
 
 
 def is_in_last_layers(name: str, stacks: dict[str, int], last_layers: int) -> bool:

@@ -57,6 +57,12 @@ def stored(page: str) -> dict[tuple[str, str], bool]:
     return cells
 
 
+def with_tables(page: str, tables: str) -> str:
+    """Return a page with tables between its marks, in place of what stood there."""
+    before, after = page[: page.index(BEGIN) + len(BEGIN)], page[page.index(END) :]
+    return f"{before}\n{tables}\n{after}"
+
+
 def _table(corner: str, columns: Sequence[str], rows: Sequence[str], cells: Sequence[Sequence[bool]]) -> str:
     lines = [f"| {' | '.join([corner, *columns])} |", f"| {' | '.join(['---'] * (len(columns) + 1))} |"]
     for row, found in zip(rows, cells, strict=True):
@@ -73,6 +79,6 @@ if __name__ == "__main__":
     if len(sys.argv) > 1:
         place = Path(sys.argv[1])
         page = place.read_text(encoding="utf-8")
-        write_text(place, page.replace(_between(page), f"\n{found}\n"))
+        write_text(place, with_tables(page, found))
     else:
         print(found)

@@ -16,7 +16,7 @@ from peft_rag.fusion.marginal import MarginalFusion
 from peft_rag.registry import FUSIONS, names
 from peft_rag.retrieval.base import Neighbours
 from peft_rag.testing import TINY_BACKBONES, check_fusion
-from peft_rag.testing.fusion_table import BACKBONES, METHODS, stored, works
+from peft_rag.testing.fusion_table import BACKBONES, METHODS, stored, with_tables, works
 
 PAGE = (Path(__file__).parents[2] / "docs/fusions.md").read_text(encoding="utf-8")
 TABLE = stored(PAGE)
@@ -27,6 +27,13 @@ def test_page_tells_of_every_installed_fusion():
     assert TABLE.keys() == {(fusion, column) for fusion in names(FUSIONS) for column in columns}
     for fusion in names(FUSIONS):
         assert TABLE[fusion, "bert"] == TABLE[fusion, "lora"]
+
+
+@pytest.mark.parametrize(
+    "given", ["a\n\n<!-- fusions -->\n<!-- end -->\nb\n", "a\n\n<!-- fusions -->\nold\n<!-- end -->\nb\n"]
+)
+def test_tables_are_written_between_the_marks_and_nowhere_else(given):
+    assert with_tables(given, "| new |") == "a\n\n<!-- fusions -->\n| new |\n<!-- end -->\nb\n"
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)

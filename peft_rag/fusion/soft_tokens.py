@@ -1,0 +1,101 @@
+"""Soft tokens made of vectors, and how they stand before an input's own.
+
+Dims: B examples, T tokens, K neighbours, V of a neighbour's vector, m soft tokens of one neighbour, D of a token's
+embedding.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu
+
+_MEAN_SQUARE_OF_GELU = 0.4252
+"""Of GELU(x) for x normally distributed around 0 with variance 1."""
+
+_SAMPLE = 4096
+
+
+class Projector(nn.Module):
+    """Turns a neighbour's vector into soft tokens: e = W₂·GELU(W₁·√V·d + b₁) + b₂, ``(V → width → m·D)``.
+
+    d has length 1, so that √V·d has entries of size one. W₁ keeps that size, and W₂ starts so that the entries of e
+    are as large as those of the backbone's word embeddings, whatever their scale is.
+
+    Source: Cheng et al. 2024, arXiv:2405.13792 (xRAG), which projects one vector to one token.
+    """
+
+    def __init__(self, backbone: Any, vector_size: int, width: int, tokens: int) -> None:
+        """Make fresh weights.
+
+        Args:
+            backbone: a transformers model; its word embeddings are looked up at each call, so that a method may wrap
+                them later.
+            vector_size: V.
+            width: of the hidden layer.
+            tokens: m.
+        """
+        super().__init__()
+        # In a tuple the backbone is no submodule: it must be neither saved nor trained with this one.
+        self._backbone = (backbone,)
+        size, scale = self._word_embeddings()
+        self.first = nn.Linear(vector_size, width)
+        self.second = nn.Linear(width, tokens * size)
+        nn.init.normal_(self.first.weight, std=vector_size**-0.5)
+        nn.init.normal_(self.second.weight, std=scale / math.sqrt(_MEAN_SQUARE_OF_GELU * width))
+        nn.init.zeros_(self.first.bias)
+        nn.init.zeros_(self.second.bias)
+        self.tokens = tokens
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Turn vectors ``(B, K, V)`` into soft tokens ``(B, K·m, D)``, neighbour by neighbour."""
+        scaled = vectors.to(self.first.weight.dtype) * math.sqrt(vectors.shape[-1])
+        tokens: Tensor = self.second(gelu(self.first(scaled)))
+        return tokens.reshape(len(vectors), vectors.shape[1] * self.tokens, -1)
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Return the backbone's word embeddings ``(B, T, D)`` of token ids ``(B, T)``."""
+        embedded: Tensor = self._backbone[0].get_input_embeddings()(input_ids)
+        return embedded
+
+    def _word_embeddings(self) -> tuple[int, float]:
+        """Return D and the root mean square of the entries of word embeddings as the backbone reads them."""
+        (backbone,) = self._backbone
+        count = int(backbone.config.vocab_size)
+        ids = torch.arange(0, count, max(1, count // _SAMPLE), device=next(backbone.parameters()).device)
+        with torch.no_grad():
+            embedded = self.embed(ids).float()
+        return int(embedded.shape[-1]), float(embedded.square().mean().sqrt())
+
+
+def put_before(soft: Tensor, soft_mask: Tensor, words: Tensor, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Put soft tokens before an input's own, and what is missing or padding of both behind all that is there.
+
+    Every token that is there then has as many tokens before it as its position says. Architectures that count
+    positions from the left need not be told them, on whichever side the input is padded, nor need methods that put
+    tokens of their own in front.
+
+    Args:
+        soft: soft tokens, ``(B, S, D)``.
+        soft_mask: 1 for those that are there, ``(B, S)``.
+        words: embeddings of the input's tokens, ``(B, T, D)``.
+        inputs: ``attention_mask`` and what else goes with these tokens, ``(B, T)`` each, which becomes 0 for soft
+            ones; what has another shape is handed on as it is.
+
+    Returns:
+        ``inputs_embeds`` ``(B, N, D)`` and the inputs, ``(B, N)`` each; N is the most tokens that an example has.
+    """
+    there = torch.cat([soft_mask.to(inputs["attention_mask"]), inputs["attention_mask"]], 1)
+    order = there.argsort(dim=1, descending=True, stable=True)[:, : int(there.sum(1).max())]
+    embeds = torch.cat([soft.to(words.dtype), words], 1)
+    placed = {
+        name: torch.cat([values.new_zeros(soft_mask.shape), values], 1).gather(1, order)
+        for name, values in inputs.items()
+        if values.shape == words.shape[:2]
+    }
+    placed["attention_mask"] = there.gather(1, order)
+    placed["inputs_embeds"] = embeds.gather(1, order.unsqueeze(-1).expand(-1, -1, embeds.shape[-1]))
+    return inputs | placed
