@@ -267,7 +267,7 @@ def _train_features(prepared: Prepared) -> Tensor:
     import torch
 
     from peft_rag.fusion.base import Split
-    from peft_rag.model import labelled_examples
+    from peft_rag.knowledge import labelled_examples
 
     model = prepared.model
     if model.fusion.reads_neighbours or not prepared.splits.fields.is_training_data:

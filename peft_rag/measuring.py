@@ -133,7 +133,7 @@ def _retrieval_alone(prepared: Prepared, untrained: Outputs) -> Tensor:
 
 def _targets_of_corpus(prepared: Prepared) -> Memory:
     from peft_rag.fusion.base import Memory
-    from peft_rag.model import labelled_examples
+    from peft_rag.knowledge import labelled_examples
 
     assert prepared.model.knowledge is not None
     return Memory(prepared.splits.task.targets(labelled_examples(prepared.model.knowledge)))

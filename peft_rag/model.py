@@ -15,18 +15,19 @@ from peft_rag.attribution import explained
 from peft_rag.backbone import Backbone, check_length
 from peft_rag.errors import MethodError, RetrievalError
 from peft_rag.files import sha256_of_json
-from peft_rag.fusion.base import READ, Fusion, Memory, Outputs, Reader, Split
-from peft_rag.fusion.batching import collate, tokens_in
+from peft_rag.fusion.base import Fusion, Memory, Outputs, Reader, Split
+from peft_rag.fusion.batching import collate
 from peft_rag.fusion.mixing import mix
 from peft_rag.fusion.none import NoFusion
+from peft_rag.knowledge import Knowledge, labelled_examples
 from peft_rag.methods import AttachReport, attach, disabled
 from peft_rag.prediction import Prediction
+from peft_rag.reading import read_split
 from peft_rag.retrieval.cache import cached_arrays
 from peft_rag.tasks.base import Example, Task
 
 if TYPE_CHECKING:
     from peft_rag.evaluation.bootstrap import Score
-    from peft_rag.knowledge import Knowledge
     from peft_rag.long_inputs import RelevantChunks
 
 
@@ -280,30 +281,7 @@ class RetrievalAugmentedModel(nn.Module):
             batch_size: inputs run at once.
             progress: what the progress bar says; no bar if empty.
         """
-        from tqdm.auto import tqdm
-
-        self.eval()
-        rows = self.encode(split, fusion=fusion)
-        order = sorted(range(len(rows)), key=lambda place: -tokens_in(rows[place]))
-        log_probs: list[Tensor] = [torch.empty(0)] * len(rows)
-        features: list[Tensor] = [torch.empty(0)] * len(rows)
-        weights: list[list[float]] = [[]] * len(rows)
-        bar = tqdm(
-            total=len(rows), desc=progress, unit="text", disable=not (progress and self.progress_bars), leave=False
-        )
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            batch = self.collate([{k: v for k, v in rows[place].items() if k != "labels"} for place in chosen])
-            with torch.no_grad():
-                given = self(**{name: tensor.to(self.device) for name, tensor in batch.items()})
-            for place, one, vector in zip(chosen, given["log_probs"].cpu(), given["features"].cpu(), strict=True):
-                log_probs[place], features[place] = one, vector
-            for place, shares in zip(chosen, given.get("weights", torch.empty(0)).tolist(), strict=False):
-                weights[place] = shares[: len(rows[place].get(READ, ()))]
-            bar.update(len(chosen))
-        bar.close()
-        read = [row.get(READ, ()) for row in rows]
-        return Outputs(torch.stack(log_probs), torch.stack(features), read, weights if any(weights) else ())
+        return read_split(self, split, fusion, batch_size, progress)
 
     def judge(self, outputs: Outputs) -> Outputs:
         """Return outputs with log-probabilities by the head as it is now; the features stay."""
@@ -438,12 +416,3 @@ class RetrievalAugmentedModel(nn.Module):
         from peft_rag.artefact import publish
 
         return publish(self, repo_id, **options)
-
-
-def labelled_examples(knowledge: Knowledge) -> list[Example]:
-    """Return the corpus as labelled examples."""
-    name = knowledge.corpus.name
-    return [
-        Example(document.id, document.text, document.labels, f"corpus '{name}' document '{document.id}'")
-        for document in knowledge.corpus
-    ]

@@ -22,7 +22,7 @@ LAYERS = [
     {"tasks"},
     {"data", "fusion", "long_inputs"},
     {"prediction", "rows"},
-    {"attribution", "explanation"},
+    {"attribution", "reading", "explanation"},
     {"backbone", "methods"},
     {"knowledge"},
     {"model"},
