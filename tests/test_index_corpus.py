@@ -58,7 +58,7 @@ def test_index_is_the_corpus_of_a_run_and_of_its_artefact(
     finish: Finish, kb: IndexStore, toy_data: dict[str, str], tmp_path: Path, fusion: str
 ) -> None:
     name, _, space = fusion.partition("-")
-    metrics = finish(fusion=name, **({"fusion.space": space} if space else {}))
+    metrics = finish(fusion=name, fallback=False, **({"fusion.space": space} if space else {}))
     assert metrics["after"]["accuracy"] > 0.8
     assert {"retrieval_alone", "with_retrieval"} <= metrics["arms"].keys()
     stored = json.loads((tmp_path / "out/peft_rag.json").read_text())["knowledge"]
