@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from peft_rag.errors import ConfigError
 from peft_rag.fusion.base import (
@@ -12,14 +12,14 @@ from peft_rag.fusion.base import (
     READ,
     SCORES,
     Fused,
-    Fusion,
     Read,
     Reader,
     Split,
     encode_inputs,
     neighbours_of,
 )
-from peft_rag.fusion.passages import TEMPLATE, Passages, check_template
+from peft_rag.fusion.passages import Passages
+from peft_rag.fusion.reading import ReadingFusion
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class MarginalFusion(Fusion):
+class MarginalFusion(ReadingFusion):
     """Neighbours as a latent variable: p(y|x) = Σ_z π_z·p(y|x,z), with π = softmax(s/τ).
 
     The model reads the input k times, each time with one neighbour z as second segment, and
@@ -40,42 +40,25 @@ class MarginalFusion(Fusion):
 
     Attributes:
         k: neighbours read at most.
-        passage_tokens: tokens of one neighbour at most.
-        show_labels: whether a neighbour's labels stand before its text.
+        show_labels: whether a neighbour's labels are shown with its text.
         template: how a labelled neighbour is written, of ``{labels}`` and ``{text}``.
+        passage_tokens: tokens of one neighbour at most.
         temperature: τ at the start, in units of similarity.
     """
 
-    k: int = 4
+    name: ClassVar[str] = "marginal"
+    sizes: ClassVar[tuple[str, ...]] = ("k", "passage_tokens")
+
     passage_tokens: int = 64
-    show_labels: bool = True
-    template: str = TEMPLATE
     temperature: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.k < 1 or self.passage_tokens < 1:
-            raise ConfigError(
-                f"fusion 'marginal' needs k and passage_tokens of at least 1, got k={self.k} and "
-                f"passage_tokens={self.passage_tokens}. Use --fusion none for no neighbours."
-            )
+        super().__post_init__()
         if not 0 < self.temperature < math.inf:
             raise ConfigError(f"fusion.temperature is {self.temperature}; it must be above 0, for example 0.1.")
-        check_template(self.template)
-
-    @property
-    def documents_needed(self) -> int:
-        return self.k
-
-    @property
-    def neighbours_wanted(self) -> int:
-        return self.k
-
-    @property
-    def reads_neighbours(self) -> bool:
-        return True
 
     def encode(self, split: Split, corpus: Corpus | None, reader: Reader) -> list[dict[str, Any]]:
-        found, documents = neighbours_of("marginal", split, corpus)
+        found, documents = neighbours_of(self.name, split, corpus)
         passages = Passages(reader, documents, self.passage_tokens, self.template, self.show_labels)
         rows = encode_inputs(split, reader)
         for number, alone in enumerate(rows):

@@ -6,7 +6,7 @@ import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from peft_rag.errors import BackboneError, ConfigError
+from peft_rag.errors import BackboneError
 from peft_rag.fusion.base import Fused, Read
 from peft_rag.fusion.vectors import VectorFusion
 
@@ -36,17 +36,10 @@ class ProjectorFusion(VectorFusion):
     """
 
     name: ClassVar[str] = "projector"
+    sizes: ClassVar[tuple[str, ...]] = ("k", "tokens", "width")
 
     tokens: int = 1
     width: int = 128
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.tokens < 1 or self.width < 1:
-            raise ConfigError(
-                f"fusion 'projector' needs tokens and width of at least 1, got tokens={self.tokens} and "
-                f"width={self.width}."
-            )
 
     @property
     def tokens_each(self) -> int:

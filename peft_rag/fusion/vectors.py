@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from peft_rag.errors import ConfigError
 from peft_rag.fusion.base import (
@@ -13,14 +13,14 @@ from peft_rag.fusion.base import (
     VECTORS,
     Embed,
     Fused,
-    Fusion,
     Read,
     Reader,
     Split,
     encode_inputs,
     neighbours_of,
 )
-from peft_rag.fusion.passages import TEMPLATE, check_template, written
+from peft_rag.fusion.passages import written
+from peft_rag.fusion.reading import ReadingFusion
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,7 +34,7 @@ _LEAST_TEXT = 8
 
 
 @dataclass(frozen=True)
-class VectorFusion(Fusion):
+class VectorFusion(ReadingFusion):
     """Neighbours by the vectors of the retriever's sentence encoder, beside the input's own tokens.
 
     An example without neighbours is read as it is, whatever stands in its batch.
@@ -47,31 +47,6 @@ class VectorFusion(Fusion):
             vector it was found by.
         template: how a labelled neighbour is written, of ``{labels}`` and ``{text}``.
     """
-
-    name: ClassVar[str]
-
-    k: int = 4
-    show_labels: bool = True
-    template: str = TEMPLATE
-
-    def __post_init__(self) -> None:
-        if self.k < 1:
-            raise ConfigError(
-                f"fusion '{self.name}' needs k of at least 1, got k={self.k}. Use --fusion none for no neighbours."
-            )
-        check_template(self.template)
-
-    @property
-    def documents_needed(self) -> int:
-        return self.k
-
-    @property
-    def neighbours_wanted(self) -> int:
-        return self.k
-
-    @property
-    def reads_neighbours(self) -> bool:
-        return True
 
     @property
     def needs_vectors(self) -> bool:

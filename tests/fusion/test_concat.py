@@ -143,15 +143,18 @@ def test_encode_without_corpus_or_neighbours_says_what_to_pass(make_tokenizer, s
     assert str(caught.value) == ("fusion 'concat' was given no neighbours. Pass the corpus it was trained with.")
 
 
-@pytest.mark.parametrize("options", [{"k": 0}, {"passage_tokens": 0}, {"k": -1, "passage_tokens": 5}])
-def test_options_below_one_are_refused(options):
-    k, tokens = options.get("k", 3), options.get("passage_tokens", 64)
+@pytest.mark.parametrize(
+    ("options", "wrong"),
+    [
+        ({"k": 0}, "k of at least 1, got k=0. Use --fusion none for no neighbours."),
+        ({"passage_tokens": 0}, "passage_tokens of at least 1, got passage_tokens=0."),
+        ({"k": -1, "passage_tokens": 5}, "k of at least 1, got k=-1. Use --fusion none for no neighbours."),
+    ],
+)
+def test_options_below_one_are_refused(options, wrong):
     with pytest.raises(ConfigError) as caught:
         ConcatFusion(**options)
-    assert str(caught.value) == (
-        f"fusion 'concat' needs k and passage_tokens of at least 1, got k={k} and passage_tokens={tokens}. "
-        "Use --fusion none for no neighbours."
-    )
+    assert str(caught.value) == f"fusion 'concat' needs {wrong}"
 
 
 def test_shown_are_the_neighbours_read_with_equal_weights_that_sum_to_one():

@@ -138,7 +138,7 @@ def test_shown_are_the_neighbours_read_with_their_weights():
 
 
 def test_mistakes_say_what_to_do(make_tokenizer):
-    with pytest.raises(ConfigError, match="k and passage_tokens of at least 1, got k=0"):
+    with pytest.raises(ConfigError, match=r"needs k of at least 1, got k=0. Use --fusion none"):
         MarginalFusion(k=0)
     with pytest.raises(ConfigError, match=r"fusion.temperature is 0.0; it must be above 0"):
         MarginalFusion(temperature=0.0)

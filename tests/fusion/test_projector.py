@@ -138,7 +138,7 @@ def test_input_is_cut_to_what_its_soft_tokens_leave(make_tokenizer):
 
 
 def test_mistakes_say_what_to_do(make_tokenizer):
-    with pytest.raises(ConfigError, match="needs tokens and width of at least 1, got tokens=0 and width=128"):
+    with pytest.raises(ConfigError, match="needs tokens of at least 1, got tokens=0"):
         ProjectorFusion(tokens=0)
     with pytest.raises(
         ConfigError, match="puts 16 tokens for 4 neighbours before the input, which leaves fewer than 8"
