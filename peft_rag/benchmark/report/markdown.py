@@ -9,7 +9,7 @@ from peft_rag.benchmark.report.analysis import Table, overall_ranks
 from peft_rag.benchmark.report.checks import notices
 from peft_rag.benchmark.report.grids import Grid, controls_grid, costs_grid, metrics_grid, results_grid
 from peft_rag.benchmark.report.results import Results
-from peft_rag.benchmark.report.words import EXPLANATIONS, findings
+from peft_rag.benchmark.report.words import EXPLANATIONS, findings, seeds_in_words
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#])")
 
@@ -48,7 +48,7 @@ def _lines(results: Results, tables: Sequence[Table]) -> Iterator[str]:
 
 def _section(table: Table) -> Iterator[str]:
     yield f"## {escaped(table.label)}\n"
-    yield f"{table.examples:,} test examples, {len(table.seeds)} seeds. {escaped(table.leaks.in_words())}\n"
+    yield f"{table.examples:,} test examples, {seeds_in_words(len(table.seeds))}. {escaped(table.leaks.in_words())}\n"
     yield from _bullets(findings(table))
     yield from _grid(results_grid(table))
     controls = controls_grid(table)

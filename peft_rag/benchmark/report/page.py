@@ -11,7 +11,7 @@ from peft_rag.benchmark.report.grids import Grid, controls_grid, costs_grid, mcn
 from peft_rag.benchmark.report.page_data import page_data
 from peft_rag.benchmark.report.page_tables import cells_table, grid_table, ranks_table
 from peft_rag.benchmark.report.results import Results
-from peft_rag.benchmark.report.words import EXPLANATIONS, findings, setting_name
+from peft_rag.benchmark.report.words import EXPLANATIONS, findings, seeds_in_words, setting_name
 from peft_rag.pages.document import document, static
 from peft_rag.pages.markup import Markup, element, embedded_json, fragment
 
@@ -138,7 +138,9 @@ def _ranks(tables: Sequence[Table]) -> Markup | None:
 
 def _section(table: Table) -> Markup:
     name = setting_name(table.setting)
-    examples = f"{table.examples:,} test examples, {len(table.seeds)} seeds, backbone {table.setting.backbone}"
+    examples = (
+        f"{table.examples:,} test examples, {seeds_in_words(len(table.seeds))}, backbone {table.setting.backbone}"
+    )
     return element(
         "section",
         element("h2", table.label),

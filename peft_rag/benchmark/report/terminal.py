@@ -8,7 +8,7 @@ from peft_rag.benchmark.report.analysis import Table, overall_ranks
 from peft_rag.benchmark.report.checks import notices
 from peft_rag.benchmark.report.grids import Column, Grid, results_grid
 from peft_rag.benchmark.report.results import Results
-from peft_rag.benchmark.report.words import findings
+from peft_rag.benchmark.report.words import findings, seeds_in_words
 
 _LEFT_OUT = {"against no retrieval", "artefact", "peak memory"}
 
@@ -19,7 +19,7 @@ def terminal_lines(results: Results, tables: Sequence[Table]) -> Iterator[str]:
         yield f"note: {sentence}"
     for table in tables:
         yield ""
-        yield f"{table.label}: in percent on {table.examples:,} test examples, {len(table.seeds)} seeds"
+        yield f"{table.label}: in percent on {table.examples:,} test examples, {seeds_in_words(len(table.seeds))}"
         yield from aligned(_narrow(results_grid(table)))
         yield table.leaks.in_words()
         yield from findings(table)

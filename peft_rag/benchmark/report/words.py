@@ -14,6 +14,18 @@ NOTHING = "–"
 _THOUSAND = 1000.0
 _MINUTE = 60.0
 
+
+def seeds_in_words(count: int) -> str:
+    """Say how many seeds a table rests on, and what a single one leaves open.
+
+    >>> seeds_in_words(3)
+    '3 seeds'
+    """
+    if count == 1:
+        return "1 seed, so that intervals tell of other test examples, but not of other draws of the training examples"
+    return f"{count} seeds"
+
+
 EXPLANATIONS = (
     (
         "mean ± deviation",
