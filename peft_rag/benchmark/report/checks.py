@@ -55,9 +55,13 @@ def _mixed(what: str, cells: Iterable[Cell], value: Callable[[Cell], str]) -> st
 
 
 def _mixed_fingerprints(cells: tuple[Cell, ...]) -> str:
-    """Say that cells come from different suites; a fingerprint of its own for each cell says nothing of that."""
-    distinct = {cell.fingerprint for cell in cells}
-    return "" if len(distinct) == len(cells) else _mixed("Suite fingerprints", cells, lambda cell: cell.fingerprint)
+    """Say that cells come from different suites; a fingerprint of its own for each cell says nothing of that.
+
+    Cells of other libraries have none.
+    """
+    own = tuple(cell for cell in cells if cell.fingerprint)
+    distinct = {cell.fingerprint for cell in own}
+    return "" if len(distinct) == len(own) else _mixed("Suite fingerprints", own, lambda cell: cell.fingerprint)
 
 
 def _differing(what: str, cells: Iterable[Cell], items: Callable[[Cell], Iterable[tuple[str, str]]]) -> str:
