@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from peft_rag.errors import BackboneError, ConfigError
@@ -38,7 +39,7 @@ class Backbone:
     def hidden_size(self) -> int:
         return int(self.model.config.hidden_size)
 
-    @property
+    @cached_property
     def is_causal(self) -> bool:
         """Whether a token sees only what stands before it, as in a decoder."""
         return any(getattr(module, "is_causal", False) is True for module in self.model.modules())

@@ -245,8 +245,7 @@ def refit_head(prepared: Prepared, checked: Outputs, say: Say) -> None:
     for strength in (None, *_REFIT_STRENGTHS):
         if strength is not None:
             task.fit_head(model.head, features, targets, strength)
-        # Weights in the outputs tell of several readings joined: those the new head must see again, each by itself.
-        judged = model.outputs(prepared.validation) if checked.weights else model.judge(checked)
+        judged = checked if strength is None else model.judge(checked, prepared.validation)
         loss = float(task.loss(judged.log_probs, wanted))
         if loss < best[0]:
             best = (

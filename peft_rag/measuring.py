@@ -74,10 +74,11 @@ def measure_after(prepared: Prepared, checked: Outputs, say: Say, *, fallback: b
     model, task = prepared.model, prepared.splits.task
     memory = model.memory(progress="encoding the corpus")
     targets = task.targets(prepared.validation.examples)
-    model.fusions[model.adapter] = model.fusion.fit(model.judge(checked), prepared.validation, memory, task, targets)
+    judged = model.judge(checked, prepared.validation)
+    model.fusions[model.adapter] = model.fusion.fit(judged, prepared.validation, memory, task, targets)
     say(f"fusion: {_settings(model.fusion)}")
     if fallback and model.fusion.reads_neighbours:
-        choice = _fall_back(prepared, memory, targets)
+        choice = _fall_back(prepared, judged, memory, targets)
         model.gates[model.adapter] = choice.gate
         say(str(choice))
     alone = model.outputs(prepared.test, fusion=NoFusion(), progress="test")
@@ -89,16 +90,14 @@ def measure_after(prepared: Prepared, checked: Outputs, say: Say, *, fallback: b
     return answers
 
 
-def _fall_back(prepared: Prepared, memory: Memory | None, targets: Tensor) -> Fallback:
+def _fall_back(prepared: Prepared, judged: Outputs, memory: Memory | None, targets: Tensor) -> Fallback:
     """Choose how far neighbours count, by the answers of the model as it will be shipped."""
     from peft_rag.fusion.fallback import choose_gate
     from peft_rag.fusion.none import NoFusion
 
     model, task, split = prepared.model, prepared.splits.task, prepared.validation
     alone = model.outputs(split, fusion=NoFusion(), progress="validation without retrieval")
-    # The head may have been refitted since validation was read, and answers mixed from several inputs follow no judge.
-    fused = model.fusion.combine(model.outputs(split, fusion=model.fusion, progress="validation"), split, memory, task)
-    return choose_gate(alone.log_probs, fused, task, targets)
+    return choose_gate(alone.log_probs, model.fusion.combine(judged, split, memory, task), task, targets)
 
 
 def measure_overlap(prepared: Prepared, answers: Answers) -> dict[str, Any]:

@@ -283,8 +283,10 @@ class RetrievalAugmentedModel(nn.Module):
         """
         return read_split(self, split, fusion, batch_size, progress)
 
-    def judge(self, outputs: Outputs) -> Outputs:
-        """Return outputs with log-probabilities by the head as it is now; the features stay."""
+    def judge(self, outputs: Outputs, split: Split) -> Outputs:
+        """Return outputs of a split as the head is now; several inputs of one example it must see again."""
+        if outputs.joined:
+            return self.outputs(split)
         with torch.no_grad():
             log_probs = self.task.log_probs(self.head(outputs.features.to(self.device))).cpu()
         return replace(outputs, log_probs=log_probs)

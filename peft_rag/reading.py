@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from peft_rag.fusion.base import READ, Fusion, Outputs, Split
+from peft_rag.fusion.base import PASSAGES, READ, Fusion, Outputs, Split
 from peft_rag.fusion.batching import tokens_in
 
 if TYPE_CHECKING:
@@ -46,4 +46,5 @@ def read_split(
                 weights[place] = shares[: len(rows[place].get(READ, ()))]
             bar.update(len(chosen))
     read = [row.get(READ, ()) for row in rows]
-    return Outputs(torch.stack(log_probs), torch.stack(features), read, weights if any(weights) else ())
+    joined = any(PASSAGES in row for row in rows)
+    return Outputs(torch.stack(log_probs), torch.stack(features), read, weights if any(weights) else (), joined)

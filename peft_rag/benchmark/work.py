@@ -48,7 +48,10 @@ def try_settings(spec: Mapping[str, Any]) -> Facts:
         checked = model.outputs(prepared.validation)
         if config.head_refit:
             refit_head(prepared, checked, _say)
-        log_probs, targets = model.judge(checked).log_probs, task.targets(prepared.validation.examples)
+        log_probs, targets = (
+            model.judge(checked, prepared.validation).log_probs,
+            task.targets(prepared.validation.examples),
+        )
     scores = {name: score.value for name, score in task.evaluate(log_probs, targets, resamples=0).items()}
     return {
         "validation": scores | {"loss": float(task.loss(log_probs, targets))},

@@ -97,12 +97,14 @@ class Outputs:
         features: pooled last hidden states, ``(N, D)``.
         read: corpus positions of the neighbours each input held; empty where inputs hold none.
         weights: how much each of these counted, in the same order; empty where the fusion has no weights.
+        joined: whether an example was read in several inputs, so that its answer is not the head's on its features.
     """
 
     log_probs: Tensor
     features: Tensor
     read: Sequence[Sequence[int]] = ()
     weights: Sequence[Sequence[float]] = ()
+    joined: bool = False
 
 
 @dataclass(frozen=True)

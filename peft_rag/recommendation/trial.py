@@ -108,9 +108,7 @@ class Trials:
             each = (time.perf_counter() - begun) / len(prepared.validation)
             if config.head_refit:
                 refit_head(prepared, checked, _silent)
-            # The head may be another now; where a fusion joins several readings, it must see all of them again.
-            joined = prepared.model.fusion.reads_neighbours
-            checked = prepared.model.outputs(prepared.validation) if joined else prepared.model.judge(checked)
+            checked = prepared.model.judge(checked, prepared.validation)
             # The run's own fusion first: the corpus is encoded for it already.
             given = {name: self._answered(prepared, checked, name) for name in reversed(candidate.fusions)}
         return Trial(DONE, steps, 0.0, report.seconds, each, answers=given)

@@ -62,9 +62,8 @@ class StoreSettings:
             raise ConfigError(f"metric must be one of {', '.join(METRICS)}, but is {self.metric!r}.")
         if self.precision not in PRECISIONS:
             raise ConfigError(f"precision must be one of {', '.join(PRECISIONS)}, but is {self.precision!r}.")
-        least = {"M": 2, "ef_construction": 1, "ef": 1, "threads": 0, "exact_below": 0, "shard_size": 1} | {
-            "graph_dimensions": 0
-        }
+        least = {"M": 2, "ef_construction": 1, "ef": 1, "shard_size": 1}
+        least |= dict.fromkeys(("threads", "exact_below", "graph_dimensions"), 0)
         for name, smallest in least.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
