@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import numpy as np
 from typing_extensions import Self
@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from peft_rag.retrieval.base import Neighbours
     from peft_rag.tasks.base import Task
 
+_Fitted = TypeVar("_Fitted")
 _KS = (1, 2, 4, 8, 16, 32, 64)
 _TEMPERATURES = (0.01, 0.02, 0.05, 0.1, 0.2)
 _WEIGHTS = tuple(step / 20 for step in range(21))
+_USUAL_K, _USUAL_TEMPERATURE, _USUAL_WEIGHT = 16, 0.05, 0.3
 
 
 @dataclass(frozen=True)
@@ -86,24 +88,41 @@ class KnnFusion(Fusion):
         return mix(outputs.log_probs, votes, self.weight)
 
     def fit(self, outputs: Outputs, split: Split, memory: Memory | None, task: Task, targets: Tensor) -> Self:
-        """Choose k, T and λ by the task's main metric on validation, and among equals by the mean log-likelihood.
+        """Choose k, T and λ on validation: the usual setting, unless another is convincingly better.
+
+        The usual one (k 16, T 0.05, λ 0.3) was best over 5 to 20 training examples a class of banking77; a tenth of so
+        few is too little to choose among hundreds of settings, whose best by chance alone answered 0.3 to 1.0 points
+        less of the 2,000 examples held back. The best by the task's main metric, and among equals by the mean
+        log-likelihood, is taken where it is right about more examples than the usual one by over two standard errors of
+        the difference, or where the usual one is worse than no neighbours at all.
 
         A log-probability counts as `LEAST_LOG_PROB` at least: where λ = 1 is given, a target that no neighbour votes
         for must not make every choice equally bad.
         """
-        ks = [self.k] if self.k else [k for k in _KS if k <= len(_remembered(memory).targets)]
+        known = len(_remembered(memory).targets)
+        ks = [self.k] if self.k else [k for k in _KS if k <= known]
         temperatures = [self.temperature] if self.temperature else _TEMPERATURES
         weights = [self.weight] if self.weight is not None else _WEIGHTS
+        usual = (self.k or max(k for k in ks if k <= _USUAL_K), self.temperature or _USUAL_TEMPERATURE)
+        usual_weight = _USUAL_WEIGHT if self.weight is None else self.weight
         found = self._search(outputs, split, memory, max(ks))
-        best, chosen = (-math.inf, -math.inf), self
+        best, usually, without = None, None, None
         for k, temperature in itertools.product(ks, temperatures):
             votes = neighbour_log_probs(found.head(k), _remembered(memory), task, temperature)
             for weight in weights:
                 mixed = mix(outputs.log_probs, votes, weight).clamp(min=LEAST_LOG_PROB)
-                merit = task.merit(mixed, targets)
-                if merit > best:
-                    best, chosen = merit, replace(self, k=k, temperature=temperature, weight=weight)
-        return chosen
+                tried = _Tried(
+                    replace(self, k=k, temperature=temperature, weight=weight),
+                    task.merit(mixed, targets),
+                    task.right(mixed, targets),
+                )
+                best = tried if best is None or tried.merit > best.merit else best
+                usually = tried if ((k, temperature), weight) == (usual, usual_weight) else usually
+                without = tried if weight == 0 and without is None else without
+        assert best is not None
+        assert usually is not None
+        harmful = without is not None and usually.merit < without.merit
+        return best.fusion if harmful or best.convincingly_above(usually) else usually.fusion
 
     def with_given_neighbours(self) -> Self:
         return replace(self, space="retriever")
@@ -132,6 +151,22 @@ class KnnFusion(Fusion):
         if known is None:
             raise RetrievalError("fusion 'knn' searches the tuned space, but the corpus was not encoded.")
         return exact_search(unit(outputs.features), unit(known), k, split.forbidden or None)
+
+
+@dataclass(frozen=True)
+class _Tried(Generic[_Fitted]):
+    """A setting, what choices are made by, and the share that was right of each of the N examples, ``(N,)``."""
+
+    fusion: _Fitted
+    merit: tuple[float, float]
+    right: Tensor
+
+    def convincingly_above(self, other: _Tried[_Fitted]) -> bool:
+        """Say whether more is right than in another by over two standard errors of the paired difference."""
+        gain = (self.right - other.right).double()
+        if len(gain) < 2:
+            return False
+        return float(gain.mean()) > 2 * float(gain.std()) / math.sqrt(len(gain))
 
 
 def neighbour_log_probs(found: Neighbours, memory: Memory, task: Task, temperature: float) -> Tensor:

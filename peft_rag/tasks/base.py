@@ -118,6 +118,10 @@ class Task(ABC):
         scores = self.evaluate(log_probs, targets, resamples=0)
         return scores[self.main_metric].value, -float(self.loss(log_probs, targets))
 
+    def right(self, log_probs: Tensor, targets: Tensor) -> Tensor:
+        """Return the share of an example's decisions that are right, ``(B,)``, each 0 or 1 where it has one."""
+        return (log_probs.argmax(-1) == targets).float().reshape(len(targets), -1).mean(-1)
+
     @abstractmethod
     def decode(self, log_probs: Tensor) -> list[tuple[tuple[str, ...], float]]:
         """Return, per example, the predicted labels and the probability of that prediction."""
