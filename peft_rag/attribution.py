@@ -18,6 +18,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from peft_rag.decisions import Decisions
+from peft_rag.errors import ConfigError
 from peft_rag.fusion.base import Outputs, Shown, Split
 from peft_rag.fusion.fallback import scaled
 from peft_rag.fusion.mixing import mix
@@ -73,6 +75,11 @@ def explained(
     """
     if model.knowledge is None:
         return list(answers)
+    if not (model.task.one_decision or model.fusion.reads_neighbours):
+        raise ConfigError(
+            "an explanation leaves out one neighbour after the other, but here every word has neighbours of its own. "
+            "Predict without --explain, or train with a fusion that reads neighbours (--fusion concat)."
+        )
     shown = scaled(model.effective_fusion.shown(outputs, split, model.memory()), model.gate)
     alone = None
     if 0 < model.gate < 1:
@@ -81,7 +88,8 @@ def explained(
     predicted = model.task.targets(
         [replace(one, labels=said.labels) for one, said in zip(split.examples, answers, strict=True)]
     )
-    known = model.task.log_likelihood(fused, predicted).tolist()
+    decisions = Decisions.on(model.task, split.examples)
+    known = decisions.sums(model.task.log_likelihood(fused, predicted)).tolist()
     passes = itertools.chain.from_iterable(itertools.starmap(_passes, enumerate(shown)))
     chunks = math.ceil(sum(len(row) + (len(row) > 1) for row in shown) / _PASSES_AT_ONCE)
     others: list[list[_Answer]] = [[] for _ in answers]
@@ -90,10 +98,12 @@ def explained(
         title = progress and f"leaving neighbours out, part {number:,} of {chunks:,}"
         again = _asked_again(model, split, outputs, part, batch_size, title)
         rows = [one.row for one in part]
+        chosen = decisions.take(rows)
         if alone is not None:
-            again = mix(alone[rows], again, model.gate)
-        log_probs = model.task.log_likelihood(again, predicted[rows]).tolist()
-        for row, said, log_prob in zip(rows, model.task.decode(again), log_probs, strict=True):
+            again = mix(alone[chosen], again, model.gate)
+        log_probs = decisions.of(rows).sums(model.task.log_likelihood(again, predicted[chosen])).tolist()
+        asked = [split.examples[row] for row in rows]
+        for row, said, log_prob in zip(rows, model.task.decode(again, asked), log_probs, strict=True):
             others[row].append(_Answer(Prediction(*said), log_prob))
     corpus = model.knowledge.corpus
     return [_joined(*row, corpus) for row in zip(answers, known, shown, others, strict=True)]
@@ -117,15 +127,12 @@ def _asked_again(
 ) -> Tensor:
     """Return log-probabilities in nats, ``(L, …)``, fused from the neighbours that each pass keeps."""
     rows = [one.row for one in passes]
-    part = Split(
-        [split.examples[row] for row in rows],
-        Neighbours.of_rows([[(kept.position, kept.score) for kept in one.kept] for one in passes]),
-        [split.forbidden[row] for row in rows] if len(split.forbidden) else (),
-    )
+    kept = Neighbours.of_rows([[(one.position, one.score) for one in asked.kept] for asked in passes])
+    part = replace(split.of(rows), neighbours=kept)
     if model.fusion.reads_neighbours:
         given = model.outputs(part, batch_size=batch_size, progress=progress)
     else:
-        given = Outputs(outputs.log_probs[rows], outputs.features[rows])
+        given = outputs.of(rows)
     return model.fusion.with_given_neighbours().combine(given, part, model.memory(), model.task)
 
 

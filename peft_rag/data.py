@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,9 @@ from peft_rag.corpus import Corpus, Document
 from peft_rag.errors import CorpusError, DataError
 from peft_rag.records import read_records
 from peft_rag.tasks.base import Example, Task
+
+Stratum = Callable[[Example], tuple[str, ...]]
+"""What an example is drawn by (`peft_rag.tasks.base.Task.stratum`)."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +84,8 @@ def read_splits(
     """
     given = task.read(read_records(train))
     if shots:
-        given = sample_shots(given, shots, seed)
-    kept, held = (given, []) if validation else hold_out(given, validation_share, seed)
+        given = sample_shots(given, shots, seed, task.stratum)
+    kept, held = (given, []) if validation else hold_out(given, validation_share, seed, task.stratum)
     learned = task.with_labels_of(given)
     checked = task.read(read_records(validation)) if validation else held
     tested = task.read(read_records(test)) if test else []
@@ -101,7 +104,7 @@ def read_corpus(fields: CorpusFields, task: Task) -> Corpus:
     """Read a corpus again, exactly as it was read for training."""
     if fields.is_training_data:
         examples = task.read(read_records(fields.source))
-        drawn = sample_shots(examples, fields.shots, fields.seed) if fields.shots else examples
+        drawn = sample_shots(examples, fields.shots, fields.seed, task.stratum) if fields.shots else examples
         return _documents(drawn, Path(fields.source).name)
     return Corpus.read(
         fields.source,
@@ -112,14 +115,16 @@ def read_corpus(fields: CorpusFields, task: Task) -> Corpus:
     )
 
 
-def sample_shots(examples: Sequence[Example], shots: int, seed: int) -> list[Example]:
+def sample_shots(
+    examples: Sequence[Example], shots: int, seed: int, stratum: Stratum = lambda one: one.labels or ()
+) -> list[Example]:
     """Draw ``shots`` examples per class without replacement, in the order of the data.
 
     Raises:
         DataError: a class has fewer.
     """
     chosen: set[int] = set()
-    for label, places in sorted(_places(examples).items()):
+    for label, places in sorted(_places(examples, stratum).items()):
         if len(places) < shots:
             raise DataError(
                 f"--shots {shots} asks for {shots} examples of each class, but label '{', '.join(label)}' has "
@@ -129,7 +134,9 @@ def sample_shots(examples: Sequence[Example], shots: int, seed: int) -> list[Exa
     return [example for place, example in enumerate(examples) if place in chosen]
 
 
-def hold_out(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
+def hold_out(
+    examples: Sequence[Example], share: float, seed: int, stratum: Stratum = lambda one: one.labels or ()
+) -> tuple[list[Example], list[Example]]:
     """Split examples into those kept and a share held out, stratified by label; a class keeps one example at least.
 
     Raises:
@@ -137,7 +144,7 @@ def hold_out(examples: Sequence[Example], share: float, seed: int) -> tuple[list
     """
     held: set[int] = set()
     owed = 0.0
-    for label, places in sorted(_places(examples).items()):
+    for label, places in sorted(_places(examples, stratum).items()):
         owed += share * len(places)
         count = min(round(owed), len(places) - 1)
         held.update(random.Random(f"{seed} {label}").sample(places, max(count, 0)))
@@ -151,10 +158,10 @@ def hold_out(examples: Sequence[Example], share: float, seed: int) -> tuple[list
     return kept, [examples[place] for place in sorted(held)]
 
 
-def _places(examples: Sequence[Example]) -> dict[tuple[str, ...], list[int]]:
+def _places(examples: Sequence[Example], stratum: Stratum) -> dict[tuple[str, ...], list[int]]:
     places: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for place, example in enumerate(examples):
-        places[example.labels or ()].append(place)
+        places[stratum(example)].append(place)
     return places
 
 

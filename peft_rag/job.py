@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from peft_rag.config import WITHIN_DOCUMENT, RunConfig
 from peft_rag.data import Splits, read_splits
+from peft_rag.decisions import Decisions
 from peft_rag.errors import ConfigError, RetrievalError
 from peft_rag.evaluation.overlap import overlap_lines
 from peft_rag.measuring import kept_lines, measure_after, measure_before, measure_overlap
@@ -263,22 +264,21 @@ def _train_features(prepared: Prepared) -> Tensor:
     Where no fusion asks for the encoded corpus it is encoded all the same, so that a run without retrieval and the arm
     without retrieval of another are one, bit for bit: what a text is batched with shows in its features' last digits.
     """
-    import torch
-
     from peft_rag.fusion.base import Split
     from peft_rag.knowledge import labelled_examples
 
     model = prepared.model
     if model.fusion.reads_neighbours or not prepared.splits.fields.is_training_data:
         return model.outputs(prepared.train, progress="tuned features").features
+    assert model.knowledge is not None
     memory = model.memory(progress="encoding the corpus")
     features = memory.features if memory is not None else None
+    decisions = Decisions.on(prepared.splits.task, labelled_examples(model.knowledge, prepared.splits.task))
     if features is None:
-        assert model.knowledge is not None
-        documents = Split(labelled_examples(model.knowledge))
+        documents = Split(labelled_examples(model.knowledge, prepared.splits.task))
         features = model.outputs(documents, progress="encoding the corpus").features
     place = {document.id: number for number, document in enumerate(prepared.splits.corpus)}
-    return features[torch.tensor([place[example.id] for example in prepared.train.examples])]
+    return features[decisions.take([place[example.id] for example in prepared.train.examples])]
 
 
 def read_data(config: RunConfig) -> Splits:
@@ -348,7 +348,8 @@ def _retrieve(knowledge: Knowledge, splits: Splits, fusion: Fusion, *, search: b
     from peft_rag.fusion.knn import KnnFusion
 
     separate = not splits.fields.is_training_data
-    voters = KnnFusion(space="retriever").neighbours_wanted if all(d.labels for d in splits.corpus) else 0
+    votes = splits.task.one_decision and all(d.labels for d in splits.corpus)
+    voters = KnnFusion(space="retriever").neighbours_wanted if votes else 0
     most = max(fusion.neighbours_wanted, voters) if search else 0
     train = knowledge.split(
         splits.train,

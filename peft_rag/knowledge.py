@@ -20,7 +20,7 @@ from peft_rag.retrieval.leaks import with_similar
 from peft_rag.retrieval.neighbours import Query, forbidden_positions, precompute_neighbours
 from peft_rag.retrieval.overlap import OverlapReport, find_overlap
 from peft_rag.retrieval.stored import is_index
-from peft_rag.tasks.base import Example
+from peft_rag.tasks.base import Example, Task
 
 if TYPE_CHECKING:
     import numpy as np
@@ -175,13 +175,10 @@ def _queries(examples: Sequence[Example]) -> list[Query]:
     return [Query(example.id, example.text, example.group) for example in examples]
 
 
-def labelled_examples(knowledge: Knowledge) -> list[Example]:
-    """Return the corpus as labelled examples."""
+def labelled_examples(knowledge: Knowledge, task: Task) -> list[Example]:
+    """Return the corpus as labelled examples of a task."""
     name = knowledge.corpus.name
-    return [
-        Example(document.id, document.text, document.labels, f"corpus '{name}' document '{document.id}'")
-        for document in knowledge.corpus
-    ]
+    return [task.example_of(document, f"corpus '{name}' document '{document.id}'") for document in knowledge.corpus]
 
 
 def make_retriever(name: str, encoder: str, options: dict[str, Any] | None = None, source: Any = "") -> Retriever:

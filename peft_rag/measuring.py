@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from peft_rag.decisions import Decisions
 from peft_rag.retrieval.base import NO_POSITION
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def measure_before(prepared: Prepared, say: Say) -> dict[str, Tensor]:
     with model.disable_adapter():
         outputs = model.outputs(prepared.test, fusion=NoFusion(), progress="untrained model")
     answers = {"untrained": outputs.log_probs}
-    if all(document.labels for document in prepared.splits.corpus):
+    if task.one_decision and all(document.labels for document in prepared.splits.corpus):
         answers["retrieval_alone"] = _retrieval_alone(prepared, outputs)
     targets = task.targets(prepared.test.examples)
     for arm, given in answers.items():
@@ -112,7 +113,9 @@ def measure_overlap(prepared: Prepared, answers: Answers) -> dict[str, Any]:
     assert knowledge is not None
     searched = any(split.neighbours is not None for split in (prepared.train, prepared.validation, prepared.test))
     report = knowledge.overlap(prepared.test.examples, near=searched)
-    return scores_by_overlap(prepared.splits.task, answers.log_probs, answers.targets, report)
+    task = prepared.splits.task
+    decisions = Decisions.on(task, prepared.test.examples)
+    return scores_by_overlap(task, answers.log_probs, answers.targets, report, decisions)
 
 
 def _retrieval_alone(prepared: Prepared, untrained: Outputs) -> Tensor:
@@ -135,7 +138,7 @@ def _targets_of_corpus(prepared: Prepared) -> Memory:
     from peft_rag.knowledge import labelled_examples
 
     assert prepared.model.knowledge is not None
-    return Memory(prepared.splits.task.targets(labelled_examples(prepared.model.knowledge)))
+    return Memory(prepared.splits.task.targets(labelled_examples(prepared.model.knowledge, prepared.splits.task)))
 
 
 def _settings(fusion: Fusion) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from peft_rag.attribution import explained
 from peft_rag.backbone import Backbone, check_length
+from peft_rag.decisions import Decisions
 from peft_rag.errors import MethodError, RetrievalError
 from peft_rag.files import sha256_of_json
 from peft_rag.fusion.base import Fusion, Memory, Outputs, Reader, Split
@@ -21,6 +22,7 @@ from peft_rag.fusion.mixing import mix
 from peft_rag.fusion.none import NoFusion
 from peft_rag.knowledge import Knowledge, labelled_examples
 from peft_rag.methods import AttachReport, attach, disabled
+from peft_rag.pooling import mean_pools
 from peft_rag.prediction import Prediction
 from peft_rag.reading import read_split
 from peft_rag.retrieval.cache import cached_arrays
@@ -232,20 +234,31 @@ class RetrievalAugmentedModel(nn.Module):
             outputs["weights"] = fused.weights
         return outputs if labels is None else {"loss": self.task.loss(fused.log_probs, labels), **outputs}
 
-    def read(self, pooled_mask: Tensor, **inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def read(
+        self,
+        pooled_mask: Tensor,
+        pool_inputs: Tensor | None = None,
+        pool_tokens: Tensor | None = None,
+        **inputs: Tensor,
+    ) -> tuple[Tensor, Tensor]:
         """Run inputs through backbone, method and head.
 
         Args:
-            pooled_mask: 1 for the tokens pooled over, ``(R, T)``.
-            inputs: what the backbone reads: ``attention_mask`` ``(R, T)``, and ``input_ids`` ``(R, T)`` or
-                ``inputs_embeds`` ``(R, T, D)``.
+            pooled_mask: 1 for the tokens pooled over, ``(I, T)``.
+            pool_inputs: the input of each pool, where the task judges parts of it, ``(P,)``.
+            pool_tokens: the tokens of each pool, ``(P, …)``; see `peft_rag.pooling.mean_pools`.
+            inputs: what the backbone reads: ``attention_mask`` ``(I, T)``, and ``input_ids`` ``(I, T)`` or
+                ``inputs_embeds`` ``(I, T, D)``.
 
         Returns:
-            log-probabilities in nats, ``(R, …)``, and pooled features ``(R, D)``.
+            log-probabilities in nats and pooled features ``(R, F)``, one row a decision on an input.
         """
         hidden = self.backbone(**inputs).last_hidden_state
         hidden = hidden[:, hidden.shape[1] - pooled_mask.shape[1] :]
-        features = self.task.features(hidden, pooled_mask)
+        if pool_inputs is None or pool_tokens is None:
+            features = self.task.features(hidden, pooled_mask)
+        else:
+            features = self.task.pooled(mean_pools(hidden, pool_inputs, pool_tokens))
         return self.task.log_probs(self.head(self.dropout(features))), features
 
     def collate(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
@@ -263,11 +276,12 @@ class RetrievalAugmentedModel(nn.Module):
             split = replace(split, examples=self.long_inputs[self.adapter].read(split.examples, bar))
         corpus = self.knowledge.corpus if self.knowledge else None
         embed = self.knowledge.embed if self.knowledge else None
-        reader = Reader(self.tokenizer, self.max_length, self.source.is_causal, embed)
+        reader = Reader(self.tokenizer, self.max_length, self.source.is_causal, embed, self.task)
         rows = (fusion or self.effective_fusion).encode(split, corpus, reader)
         if split.examples and all(example.labels is not None for example in split.examples):
-            for row, target in zip(rows, self.task.targets(split.examples), strict=True):
-                row["labels"] = target
+            targets, decisions = self.task.targets(split.examples), Decisions.on(self.task, split.examples)
+            for number, row in enumerate(rows):
+                row["labels"] = targets[decisions.take([number])]
         return rows
 
     def outputs(
@@ -337,7 +351,8 @@ class RetrievalAugmentedModel(nn.Module):
         if knowledge is None or not fusion.needs_labels:
             return None
         if self._memory is None:
-            examples = labelled_examples(knowledge)
+            examples = labelled_examples(knowledge, self.task)
+            decisions = None if self.task.one_decision else Decisions.on(self.task, examples)
 
             def encode() -> dict[str, Any]:
                 outputs = self.outputs(Split(examples), fusion=NoFusion(), progress=progress)
@@ -350,7 +365,7 @@ class RetrievalAugmentedModel(nn.Module):
                 features = torch.tensor(cached_arrays(folder, {"documents": len(examples)}, encode)["features"])
             elif fusion.needs_features:
                 features = torch.from_numpy(encode()["features"])
-            self._memory = Memory(self.task.targets(examples), features)
+            self._memory = Memory(self.task.targets(examples), features, decisions)
         return self._memory
 
     def forget(self) -> None:
@@ -375,7 +390,8 @@ class RetrievalAugmentedModel(nn.Module):
             progress: what the progress bar says; no bar if empty.
         """
         examples = [
-            text if isinstance(text, Example) else Example(str(place), text) for place, text in enumerate(texts)
+            text if isinstance(text, Example) else self.task.as_example(text, str(place))
+            for place, text in enumerate(texts)
         ]
         if not examples:
             return []
@@ -383,7 +399,7 @@ class RetrievalAugmentedModel(nn.Module):
         self.memory(progress=progress and "encoding the corpus")
         outputs = self.outputs(split, batch_size=batch_size, progress=progress)
         fused = self.fuse(outputs, split, batch_size=batch_size, progress=progress)
-        answers = [Prediction(*answer) for answer in self.task.decode(fused)]
+        answers = [Prediction(*answer) for answer in self.task.decode(fused, examples)]
         return explained(self, split, outputs, fused, answers, batch_size, progress) if explain else answers
 
     def answer(

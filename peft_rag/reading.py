@@ -1,13 +1,15 @@
-"""Run a model over a split in batches, longest inputs first."""
+"""Run a model over examples in batches, longest inputs first."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from peft_rag.decisions import Decisions
 from peft_rag.fusion.base import PASSAGES, READ, Fusion, Outputs, Split
 from peft_rag.fusion.batching import tokens_in
 
@@ -27,8 +29,27 @@ def read_split(
         batch_size: examples run at once.
         progress: what the progress bar says; no bar if empty.
     """
+    decisions = Decisions.on(model.task, split.examples)
+    return read_rows(model, model.encode(split, fusion=fusion), decisions, batch_size, progress)
+
+
+def read_rows(
+    model: RetrievalAugmentedModel,
+    rows: Sequence[dict[str, Any]],
+    decisions: Decisions,
+    batch_size: int,
+    progress: str = "",
+) -> Outputs:
+    """Return what a model gives for N encoded examples.
+
+    Args:
+        model: put in evaluation mode.
+        rows: from its `encode`.
+        decisions: how many each takes.
+        batch_size: examples run at once.
+        progress: what the progress bar says; no bar if empty.
+    """
     model.eval()
-    rows = model.encode(split, fusion=fusion)
     order = sorted(range(len(rows)), key=lambda place: -tokens_in(rows[place]))
     log_probs: list[Tensor] = [torch.empty(0)] * len(rows)
     features: list[Tensor] = [torch.empty(0)] * len(rows)
@@ -40,11 +61,28 @@ def read_split(
             batch = model.collate([{k: v for k, v in rows[place].items() if k != "labels"} for place in chosen])
             with torch.no_grad():
                 given = model(**{name: tensor.to(model.device) for name, tensor in batch.items()})
-            for place, one, vector in zip(chosen, given["log_probs"].cpu(), given["features"].cpu(), strict=True):
-                log_probs[place], features[place] = one, vector
-            for place, shares in zip(chosen, given.get("weights", torch.empty(0)).tolist(), strict=False):
-                weights[place] = shares[: len(rows[place].get(READ, ()))]
+            counts = list(decisions.of(chosen).counts)
+            parts = (given[name].cpu().split(counts) for name in ("log_probs", "features"))
+            for place, answers, vectors in zip(chosen, *parts, strict=True):
+                log_probs[place], features[place] = answers, vectors
+            if "weights" in given:
+                for place, shares in zip(chosen, _by_example(given["weights"].cpu(), counts), strict=True):
+                    weights[place] = shares[: len(rows[place].get(READ, ()))]
             bar.update(len(chosen))
     read = [row.get(READ, ()) for row in rows]
     joined = any(PASSAGES in row for row in rows)
-    return Outputs(torch.stack(log_probs), torch.stack(features), read, weights if any(weights) else (), joined)
+    return Outputs(
+        torch.cat(log_probs),
+        torch.cat(features),
+        read,
+        weights if any(weights) else (),
+        joined,
+        None if model.task.one_decision else decisions,
+    )
+
+
+def _by_example(weights: Tensor, counts: Sequence[int]) -> list[list[float]]:
+    """Return the neighbours' weights of each example; the mean over its decisions where these weigh for themselves."""
+    if len(weights) == len(counts):
+        return [list(row) for row in weights.tolist()]
+    return [list(part.mean(0).tolist()) for part in weights.split(counts)]

@@ -168,6 +168,39 @@ def label_field(record: Record, name: str, flag: str, *, allow_empty_list: bool 
     return Labels(tuple(dict.fromkeys(_label(record, name, item) for item in value)), is_list=True)
 
 
+def name_field(record: Record, name: str) -> str:
+    """Return an id or a group as text; empty when the record has none."""
+    value = record.fields.get(name)
+    return "" if value is None else str(value).strip()
+
+
+def words_field(record: Record, name: str, flag: str) -> list[str]:
+    """Return a record's list of words or tags, each a text without spaces.
+
+    Args:
+        record: the record.
+        name: the field's name.
+        flag: the option by which a user names the field.
+
+    Raises:
+        DataError: the field is missing, no list, empty, or holds something that is no single word.
+    """
+    value = _field(record, name, flag, lambda: "NAME")
+    if not isinstance(value, (list, tuple)) or not value:
+        raise DataError(
+            f"{record.where}: field '{name}' holds {kind_of(value) if value else 'an empty list'}, not a list of "
+            f"words. Name the field with {flag}, or remove the record."
+        )
+    for number, word in enumerate(value, start=1):
+        if not isinstance(word, str) or len(word.split()) != 1:
+            raise DataError(
+                f"{record.where}: field '{name}' holds {word!r} at place {number}, which is no single word. "
+                "Give texts without spaces."
+            )
+        _well_formed(record, name, word)
+    return [word.strip() for word in value]
+
+
 def _field(record: Record, name: str, flag: str, likely: Callable[[], str]) -> Any:
     if name not in record.fields:
         found = ", ".join(sorted(record.fields)) or "no field at all"

@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import EvalPrediction
+from transformers.trainer_utils import EvalLoopOutput
 
+from peft_rag.decisions import Decisions
 from peft_rag.errors import ConfigError, DivergedError, TrainingError
 from peft_rag.fusion.base import Split
 from peft_rag.fusion.batching import tokens_in
+from peft_rag.reading import read_rows
 from peft_rag.registry import suggest
 from peft_rag.rows import RetrievalDropout, Rows
 
@@ -140,7 +142,6 @@ def train(
         train_dataset=(dropout or RetrievalDropout()).rows(model, train_split),
         eval_dataset=Rows(model.encode(validation_split)) if arguments.eval_strategy != "no" else None,
         data_collator=model.collate,
-        compute_metrics=_metrics_of(model),
         callbacks=[EarlyStoppingCallback(early_stopping_patience)] if early_stopping_patience else [],
     )
     for shipped in (PrinterCallback, ProgressCallback):
@@ -197,9 +198,6 @@ class ExamplesTrainer(Trainer):
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
         return self._by_length(rows, batch) or super()._get_train_sampler(train_dataset)
 
-    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
-        return self._by_length(eval_dataset, self.args.eval_batch_size) or super()._get_eval_sampler(eval_dataset)
-
     def _by_length(self, rows: Any, batch: int) -> LengthGroupedSampler | None:
         """Group examples of like length, whether they hold one input or several, where that is asked for."""
         if self.args.train_sampling_strategy != "group_by_length":
@@ -234,37 +232,28 @@ class ExamplesTrainer(Trainer):
                 f"{self._get_learning_rate():.2e}. Lower --learning_rate, or set --max_grad_norm."
             )
 
-    def evaluation_loop(self, *arguments: Any, **options: Any) -> Any:
-        """Evaluate, and stop where the loss on validation is not a number."""
-        result = super().evaluation_loop(*arguments, **options)
-        self.check_finite("the validation loss", result.metrics.get("eval_loss", 0.0))
-        return result
+    def evaluation_loop(self, dataloader: Any, *arguments: Any, metric_key_prefix: str = "eval", **options: Any) -> Any:
+        """Answer validation as predictions are answered, and stop where the loss is not a number.
 
-    def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Tensor],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-    ) -> Any:
-        return super().prediction_step(
-            model, inputs, prediction_loss_only, ["features", "weights", *(ignore_keys or [])]
-        )
+        Every process answers all of it: validation is short beside training, and an example may take any number of
+        decisions, which gathering by examples would cut.
+        """
+        model, rows = self.model, dataloader.dataset.rows
+        decisions = Decisions([len(row["labels"]) for row in rows])
+        with self.compute_loss_context_manager():
+            given = read_rows(model, rows, decisions, self.args.eval_batch_size).log_probs
+        targets = torch.cat([row["labels"] for row in rows])
+        loss = float(model.task.loss(given, targets))
+        self.check_finite("the validation loss", loss)
+        scores = model.task.evaluate(given.nan_to_num(nan=-math.inf), targets, resamples=0)
+        values = {"loss": loss} | {name: score.value for name, score in scores.items()}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(rows))
 
 
 def accelerator_available() -> bool:
     """Return whether this machine has a device that torch trains on faster than on the processor."""
     return bool(torch.cuda.is_available() or torch.backends.mps.is_available())
-
-
-def _metrics_of(model: RetrievalAugmentedModel) -> Any:
-    def compute(prediction: EvalPrediction) -> dict[str, float]:
-        log_probs = torch.as_tensor(prediction.predictions).nan_to_num(nan=-math.inf)
-        targets = torch.as_tensor(prediction.label_ids)
-        scores = model.task.evaluate(log_probs, targets, resamples=0)
-        return {name: score.value for name, score in scores.items()}
-
-    return compute
 
 
 def _last_checkpoint(folder: Path) -> str | None:

@@ -100,9 +100,9 @@ def check_against_a_loop(model: RetrievalAugmentedModel, task: TextClassificatio
             without = ask(model, text, [pair for pair in pairs if pair[0] != place[one.id]])
             expected = known - max(log_prob_of(task, without, given.labels), -100.0)
             assert one.effect == pytest.approx(expected, abs=2e-5)
-            assert one.labels_without == task.decode(without[None])[0][0]
+            assert one.labels_without == task.decode(without[None], [])[0][0]
             effects.append(one.effect)
-        (alone,) = task.decode(ask(model, text, [])[None])
+        (alone,) = task.decode(ask(model, text, [])[None], [])
         assert given.without_retrieval is not None
         assert given.without_retrieval.labels == alone[0]
         assert given.without_retrieval.probability == pytest.approx(alone[1], abs=1e-5)
@@ -285,7 +285,7 @@ def test_saved_artefact_explains_as_before(tiny_bert: str, tmp_path: Path, fusio
 def test_likelihood_of_a_prediction_is_its_probability(task: TextClassification) -> None:
     logits = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
     log_probs = task.log_probs(3 * logits)
-    said = task.decode(log_probs)
+    said = task.decode(log_probs, [])
     targets = task.targets([Example(str(n), "x", labels) for n, (labels, _) in enumerate(said)])
     assert task.log_likelihood(log_probs, targets).exp().tolist() == pytest.approx([p for _, p in said], rel=1e-5)
     given = task.log_likelihood(log_probs, targets).tolist()

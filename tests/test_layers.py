@@ -15,9 +15,21 @@ SOURCES = sorted([*CORE.rglob("*.py"), *ADAPTERS.rglob("*.py")])
 
 LAYERS = [
     {"errors"},
-    {"registry", "files", "fingerprint", "packaged", "hub", "pages", "quiet", "stacks", "text_files", "tuner"},
+    {
+        "registry",
+        "files",
+        "fingerprint",
+        "packaged",
+        "hub",
+        "pages",
+        "pooling",
+        "quiet",
+        "stacks",
+        "text_files",
+        "tuner",
+    },
     {"config", "parts", "records"},
-    {"corpus"},
+    {"corpus", "decisions"},
     {"demo", "evaluation", "retrieval"},
     {"tasks"},
     {"data", "fusion", "long_inputs"},

@@ -29,6 +29,7 @@ def add_to(commands: Any) -> None:
 
 def _run(known: argparse.Namespace, rest: Sequence[str]) -> None:
     from peft_rag.cli.progress import write_result
+    from peft_rag.decisions import Decisions
     from peft_rag.evaluation.overlap import overlap_lines, scores_by_overlap
     from peft_rag.parts import make_part
     from peft_rag.records import read_records
@@ -46,11 +47,11 @@ def _run(known: argparse.Namespace, rest: Sequence[str]) -> None:
     scores = task.evaluate(given, targets)
     print(f"in percent on {len(records):,} examples of {known.data}, 95% bootstrap intervals in brackets")
     for name, score in scores.items():
-        print(f"{name.ljust(12)}{score}")
+        print(f"{name.ljust(max(map(len, scores)) + 2)}{score}")
     written = {name: score.to_dict() for name, score in scores.items()}
     if model.knowledge is not None:
         report = model.knowledge.overlap(examples)
-        overlap = scores_by_overlap(task, {"shipped": given}, targets, report)
+        overlap = scores_by_overlap(task, {"shipped": given}, targets, report, Decisions.on(task, examples))
         for line in overlap_lines(overlap):
             print(line)
         written["overlap"] = overlap

@@ -14,6 +14,7 @@ from peft_rag.cli.flags import refuse
 if TYPE_CHECKING:
     from peft_rag.model import RetrievalAugmentedModel
     from peft_rag.prediction import Prediction
+    from peft_rag.tasks.base import Example, Task
 
 
 def add_artefact_options(parser: argparse.ArgumentParser) -> None:
@@ -94,19 +95,19 @@ def _run(known: argparse.Namespace, rest: Sequence[str]) -> None:
     records = None if known.data == "-" else read_records(known.data)
     model = load_artefact(known)
     task = make_part(type(model.task), "task", model.task.to_dict() | given_fields(known))
-    texts: Sequence[Any] = (
-        [line.rstrip("\n") for line in sys.stdin if line.strip()]
-        if records is None
-        else task.read(records, labelled=False)
-    )
-    answers = model.predict(texts, explain=known.explain, batch_size=known.batch_size, progress="predicting")
-    asked = [text if isinstance(text, str) else text.text for text in texts]
+    if records is None:
+        typed = [line.rstrip("\n") for line in sys.stdin if line.strip()]
+        examples = [task.as_example(text, str(number)) for number, text in enumerate(typed)]
+    else:
+        examples = task.read(records, labelled=False)
+    answers = model.predict(examples, explain=known.explain, batch_size=known.batch_size, progress="predicting")
     lines = [
-        json.dumps(_line(text, answer, known.explain), ensure_ascii=False)
-        for text, answer in zip(asked, answers, strict=True)
+        json.dumps(_line(task, example, answer, known.explain), ensure_ascii=False)
+        for example, answer in zip(examples, answers, strict=True)
     ]
     if known.html:
-        write_result_text("--html", known.html, _page(asked, answers, known, model.fusion.reads_neighbours))
+        texts = [example.text for example in examples]
+        write_result_text("--html", known.html, _page(texts, answers, known, model.fusion.reads_neighbours))
     if known.output:
         write_result_text("--output", known.output, "".join(f"{line}\n" for line in lines))
     else:
@@ -133,17 +134,18 @@ def _page(texts: Sequence[str], answers: Sequence[Prediction], known: argparse.N
     return page(texts, answers, About(Path(known.artefact).resolve().name, data, reads))
 
 
-def _line(text: str, answer: Prediction, explain: bool) -> dict[str, Any]:
-    line: dict[str, Any] = {"text": text, **_said(answer)}
+def _line(task: Task, example: Example, answer: Prediction, explain: bool) -> dict[str, Any]:
+    line: dict[str, Any] = {"text": example.text, **_said(task, example, answer)}
     if explain:
-        line["without_retrieval"] = _said(answer.without_retrieval) if answer.without_retrieval else None
+        alone = answer.without_retrieval
+        line["without_retrieval"] = _said(task, example, alone) if alone else None
         line["neighbours"] = [
             {
                 "id": one.id,
                 "score": round(one.score, 4),
                 "weight": round(one.weight, 4),
                 "effect": round(one.effect, 4) + 0.0,
-                "label_without": _label(one.labels_without),
+                **{f"{name}_without": value for name, value in task.answer(example, one.labels_without).items()},
                 "labels": list(one.labels),
                 "text": one.text,
             }
@@ -152,10 +154,5 @@ def _line(text: str, answer: Prediction, explain: bool) -> dict[str, Any]:
     return line
 
 
-def _said(answer: Prediction) -> dict[str, Any]:
-    return {"label": _label(answer.labels), "probability": round(answer.probability, 4)}
-
-
-def _label(labels: Sequence[str]) -> Any:
-    """Return one label as itself, and none or several as a list."""
-    return labels[0] if len(labels) == 1 else list(labels)
+def _said(task: Task, example: Example, answer: Prediction) -> dict[str, Any]:
+    return {**task.answer(example, answer.labels), "probability": round(answer.probability, 4)}

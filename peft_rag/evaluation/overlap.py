@@ -10,20 +10,26 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from peft_rag.decisions import Decisions
     from peft_rag.retrieval.overlap import OverlapReport
     from peft_rag.tasks.base import Task
 
 
 def scores_by_overlap(
-    task: Task, answers: Mapping[str, Tensor], targets: Tensor, report: OverlapReport
+    task: Task,
+    answers: Mapping[str, Tensor],
+    targets: Tensor,
+    report: OverlapReport,
+    decisions: Decisions | None = None,
 ) -> dict[str, Any]:
     """Score every arm by the task's main metric on all examples, on those the corpus holds, and on the others.
 
     Args:
         task: gives the metric.
-        answers: log-probabilities of the N examples by arm, in nats.
+        answers: log-probabilities on the N examples by arm, in nats.
         targets: of the same examples.
         report: which of them overlap.
+        decisions: how many each example takes, where it is not one.
 
     Returns:
         As JSON: how many ``examples`` there are, how many of them stand in the corpus word for word (``exact``) or only
@@ -35,7 +41,8 @@ def scores_by_overlap(
     def score(given: Tensor, part: NDArray[np.bool_]) -> float | None:
         if not part.any():
             return None
-        return task.evaluate(given[part], targets[part], resamples=0)[task.main_metric].value
+        rows = part if decisions is None else part[decisions.owners]
+        return task.evaluate(given[rows], targets[rows], resamples=0)[task.main_metric].value
 
     return {
         "examples": report.queries,

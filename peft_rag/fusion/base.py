@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Self
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
     from peft_rag.backbone import Backbone
     from peft_rag.corpus import Corpus
+    from peft_rag.decisions import Decisions
     from peft_rag.retrieval.base import Neighbours
-    from peft_rag.tasks.base import Example, Task
+    from peft_rag.tasks.base import Example, Span, Task
 
 
 READ = "read"
@@ -30,6 +31,9 @@ PASSAGES = "passages"
 
 SCORES = "scores"
 """Key of the similarities, one for each of the inputs under `PASSAGES`."""
+
+POOLS = "pools"
+"""Key of the tokens that each decision on an input rests on (`peft_rag.tasks.base.Pools`); none where on the whole."""
 
 VECTORS = "vectors"
 """Key of the vectors ``(K, V)`` of the neighbours under `READ`, for a fusion that works on these."""
@@ -73,31 +77,42 @@ class Split:
     def __len__(self) -> int:
         return len(self.examples)
 
+    def of(self, places: Sequence[int]) -> Split:
+        """Return the split of some examples, in the order these are named."""
+        return Split(
+            [self.examples[place] for place in places],
+            None if self.neighbours is None else self.neighbours.of(places),
+            [self.forbidden[place] for place in places] if len(self.forbidden) else (),
+        )
+
 
 @dataclass(frozen=True)
 class Memory:
     """The labelled documents as a fusion sees them; built from the corpus when needed, never saved.
 
     Attributes:
-        targets: of the N documents, as the task gives them: ``(N,)`` or ``(N, C)``.
-        features: of the documents in the tuned backbone, ``(N, D)``; None where the fusion searches in the
+        targets: of the M decisions on N documents, as the task gives them: ``(M, …)``; M = N where each takes one.
+        features: of the same decisions in the tuned backbone, ``(M, F)``; None where the fusion searches in the
             retriever's space.
+        decisions: how many each document takes; None where each takes one.
     """
 
     targets: Tensor
     features: Tensor | None = None
+    decisions: Decisions | None = None
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What the model gave for N examples, before fusion.
+    """What the model gave for N examples with R decisions on them, before fusion.
 
     Attributes:
-        log_probs: in nats, ``(N, C)`` or ``(N, C, 2)``.
-        features: pooled last hidden states, ``(N, D)``.
+        log_probs: in nats, ``(R, C)`` or ``(R, C, 2)``.
+        features: pooled last hidden states, ``(R, F)``.
         read: corpus positions of the neighbours each input held; empty where inputs hold none.
         weights: how much each of these counted, in the same order; empty where the fusion has no weights.
         joined: whether an example was read in several inputs, so that its answer is not the head's on its features.
+        decisions: how many each example takes; None where each takes one.
     """
 
     log_probs: Tensor
@@ -105,6 +120,19 @@ class Outputs:
     read: Sequence[Sequence[int]] = ()
     weights: Sequence[Sequence[float]] = ()
     joined: bool = False
+    decisions: Decisions | None = None
+
+    def of(self, places: Sequence[int]) -> Outputs:
+        """Return the outputs of some examples, in the order these are named."""
+        rows = list(places) if self.decisions is None else self.decisions.take(places)
+        return replace(
+            self,
+            log_probs=self.log_probs[rows],
+            features=self.features[rows],
+            read=[self.read[place] for place in places] if self.read else (),
+            weights=[self.weights[place] for place in places] if self.weights else (),
+            decisions=self.decisions and self.decisions.of(places),
+        )
 
 
 @dataclass(frozen=True)
@@ -131,12 +159,26 @@ class Reader:
         max_length: tokens of one input at most.
         causal: whether a token sees only what stands before it, so that neighbours must.
         embed: the retriever's sentence encoder, for a fusion that works on vectors; None where there is none.
+        task: what judges the inputs; None where it judges whole texts.
     """
 
     tokenizer: Any
     max_length: int
     causal: bool = False
     embed: Embed | None = None
+    task: Task | None = None
+
+    def with_pools(self, example: Example, encoded: dict[str, Any], spans: Sequence[Span | None]) -> dict[str, Any]:
+        """Add the tokens that decisions rest on to an encoded example, where the task judges parts of it.
+
+        Args:
+            example: what was encoded.
+            encoded: the encoding.
+            spans: of each token the part of the example's text that it stands for, or None.
+        """
+        if self.task is None or not self.task.pools_spans:
+            return encoded
+        return encoded | {POOLS: self.task.pools(example, spans)}
 
 
 @dataclass(frozen=True)
@@ -253,11 +295,30 @@ class Fusion(ABC):
 def encode_inputs(split: Split, reader: Reader) -> list[dict[str, Any]]:
     """Tokenise the examples' own texts, cut to what the reader takes, all of them pooled over."""
     texts = [example.text for example in split.examples]
-    encoded = reader.tokenizer(texts, truncation=True, max_length=reader.max_length)
-    return [
+    parts = reader.task is not None and reader.task.pools_spans
+    encoded = reader.tokenizer(texts, truncation=True, max_length=reader.max_length, return_offsets_mapping=parts)
+    offsets = encoded.pop("offset_mapping") if parts else []
+    rows = [
         {name: values[row] for name, values in encoded.items()} | {"pooled_mask": encoded["attention_mask"][row]}
         for row in range(len(texts))
     ]
+    if not parts:
+        return rows
+    return [
+        reader.with_pools(example, row, own_spans(spans, encoded.sequence_ids(number), 0))
+        for number, (example, row, spans) in enumerate(zip(split.examples, rows, offsets, strict=True))
+    ]
+
+
+def own_spans(offsets: Sequence[Span], segments: Sequence[int | None], segment: int) -> list[Span | None]:
+    """Return what each token of a segment stands for, None for tokens outside of it.
+
+    Args:
+        offsets: characters of each token, as the tokenizer gives them.
+        segments: the segment of each token; None for special tokens.
+        segment: the number of the example's own.
+    """
+    return [tuple(span) if one == segment else None for span, one in zip(offsets, segments, strict=True)]  # type: ignore[misc]
 
 
 def neighbours_of(name: str, split: Split, corpus: Corpus | None) -> tuple[Neighbours, Corpus]:

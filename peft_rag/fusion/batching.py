@@ -1,24 +1,31 @@
 """Encoded examples into the tensors of one batch.
 
-Dims: B examples, R inputs (R = B unless an example holds several), T tokens, K neighbours of an example at most, V of a
-neighbour's vector.
+Dims: B examples, I inputs (I = B unless an example holds several), R decisions (R = B where each example takes one), T
+tokens, P pools of all inputs, K neighbours of an example at most, V of a neighbour's vector.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from peft_rag.fusion.base import PASSAGES, READ, SCORES, VECTORS
+from peft_rag.fusion.base import PASSAGES, POOLS, READ, SCORES, VECTORS
 
 PASSAGE_ROWS = "passage_rows"
-"""Which inputs belong to each example, ``(B, K)``; -1 where it has fewer."""
+"""Which answers belong to each decision, one for each input of its example, ``(R, K)``; -1 where it has fewer."""
 
 PASSAGE_SCORES = "passage_scores"
-"""Their similarities, ``(B, K)``; -inf where it has fewer."""
+"""The similarities of these inputs, ``(R, K)``; -inf where it has fewer."""
+
+POOL_INPUTS = "pool_inputs"
+"""The input that each pool is of, ``(P,)``; the pools of a decision stand after each other."""
+
+POOL_TOKENS = "pool_tokens"
+"""The tokens of each pool, ``(P, …)``; -1 where it has fewer."""
 
 NEIGHBOUR_VECTORS = "neighbour_vectors"
 """Vectors of each example's neighbours, ``(B, K, V)``; 0 where it has fewer."""
@@ -26,7 +33,7 @@ NEIGHBOUR_VECTORS = "neighbour_vectors"
 NEIGHBOUR_MASK = "neighbour_mask"
 """1 for a neighbour, 0 where an example has fewer, ``(B, K)``."""
 
-_WHOLE = {"labels", PASSAGES, READ, SCORES, VECTORS}
+_WHOLE = {"labels", PASSAGES, POOLS, READ, SCORES, VECTORS}
 
 
 def inputs_of(row: dict[str, Any]) -> Sequence[dict[str, Any]]:
@@ -56,8 +63,10 @@ def collate(rows: Sequence[dict[str, Any]], padding: int) -> dict[str, Tensor]:
     for name in inputs[0].keys() - _WHOLE:
         filler = padding if name == "input_ids" else 0
         batch[name] = torch.tensor([one[name] + [filler] * (width - len(one[name])) for one in inputs])
+    if POOLS in inputs[0]:
+        batch |= _pools(inputs)
     if "labels" in rows[0]:
-        batch["labels"] = torch.stack([row["labels"] for row in rows])
+        batch["labels"] = torch.cat([row["labels"] for row in rows])
     if any(PASSAGES in row for row in rows):
         batch |= _passages(rows)
     if any(VECTORS in row for row in rows):
@@ -65,18 +74,32 @@ def collate(rows: Sequence[dict[str, Any]], padding: int) -> dict[str, Tensor]:
     return batch
 
 
+def _pools(inputs: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    pools = [(place, pool) for place, one in enumerate(inputs) for decision in one[POOLS] for pool in decision]
+    tokens = torch.full((len(pools), max([1, *(len(pool) for _, pool in pools)])), -1)
+    for row, (_, pool) in enumerate(pools):
+        tokens[row, : len(pool)] = torch.tensor(pool, dtype=torch.long)
+    return {POOL_INPUTS: torch.tensor([place for place, _ in pools], dtype=torch.long), POOL_TOKENS: tokens}
+
+
 def _passages(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-    """Say which inputs are whose; an example that is an input itself has one, of score 0."""
-    scores = [row[SCORES] if PASSAGES in row else [0.0] for row in rows]
-    most = max(map(len, scores))
-    table = torch.full((len(rows), most), -1)
-    padded = torch.full((len(rows), most), -torch.inf)
+    """Say which answers are to which decision; an example that is an input itself has one answer, of score 0."""
+    table: list[list[int]] = []
+    padded: list[list[float]] = []
     begin = 0
-    for place, given in enumerate(scores):
-        table[place, : len(given)] = torch.arange(begin, begin + len(given))
-        padded[place, : len(given)] = torch.tensor(given)
-        begin += len(given)
-    return {PASSAGE_ROWS: table, PASSAGE_SCORES: padded}
+    for row in rows:
+        inputs = inputs_of(row)
+        decisions = len(inputs[0][POOLS]) if POOLS in inputs[0] else 1
+        scores = row[SCORES] if PASSAGES in row else [0.0]
+        for decision in range(decisions):
+            table.append([begin + decision + number * decisions for number in range(len(inputs))])
+            padded.append(list(scores))
+        begin += decisions * len(inputs)
+    most = max(map(len, table))
+    return {
+        PASSAGE_ROWS: torch.tensor([row + [-1] * (most - len(row)) for row in table]),
+        PASSAGE_SCORES: torch.tensor([row + [-math.inf] * (most - len(row)) for row in padded]),
+    }
 
 
 def _vectors(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:

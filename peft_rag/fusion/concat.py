@@ -53,6 +53,6 @@ class ConcatFusion(ReadingFusion):
             read = passages.that_fit(positions, reader.max_length - len(row["input_ids"]) - passages.joining)
             if read:
                 shown = read if self.order == "best-first" else read[::-1]
-                rows[number] = passages.beside(split.examples[number].text, shown)
+                rows[number] = passages.beside(split.examples[number], shown)
             rows[number][READ] = read
         return rows

@@ -16,6 +16,9 @@ from peft_rag.fusion.mixing import mix
 from peft_rag.tasks.base import LEAST_LOG_PROB
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from peft_rag.corpus import Corpus
@@ -128,7 +131,10 @@ class KnnFusion(Fusion):
         return replace(self, space="retriever")
 
     def shown(self, outputs: Outputs, split: Split, memory: Memory | None) -> list[list[Shown]]:
-        """Return the voting neighbours with λ·π_z as weight."""
+        """Return the voting neighbours with λ·π_z as weight.
+
+        Where an example takes several decisions, a document counts the mean over them, and its score is its highest.
+        """
         if self.weight is None or self.temperature is None or self.k is None:
             return super().shown(outputs, split, memory)
         found = self._search(outputs, split, memory, self.k)
@@ -138,7 +144,12 @@ class KnnFusion(Fusion):
             raised = [math.exp((score - pairs[0][1]) / self.temperature) for _, score in pairs]
             shares = [self.weight * value / sum(raised) for value in raised]
             rows.append([Shown(place, score, share) for (place, score), share in zip(pairs, shares, strict=True)])
-        return rows
+        if outputs.decisions is None or memory is None or memory.decisions is None:
+            return rows
+        owners = memory.decisions.owners
+        return [
+            _by_document([rows[row] for row in outputs.decisions.rows(place)], owners) for place in range(len(split))
+        ]
 
     def _search(self, outputs: Outputs, split: Split, memory: Memory | None, k: int) -> Neighbours:
         if self.space == "retriever":
@@ -150,7 +161,11 @@ class KnnFusion(Fusion):
         known = _remembered(memory).features
         if known is None:
             raise RetrievalError("fusion 'knn' searches the tuned space, but the corpus was not encoded.")
-        return exact_search(unit(outputs.features), unit(known), k, split.forbidden or None)
+        forbidden = split.forbidden or None
+        if forbidden and memory is not None and memory.decisions and outputs.decisions:
+            rows = [memory.decisions.take(sorted(places)) for places in forbidden]
+            forbidden = [rows[owner] for owner in outputs.decisions.owners]
+        return exact_search(unit(outputs.features), unit(known), k, forbidden)
 
 
 @dataclass(frozen=True)
@@ -195,6 +210,17 @@ def unit(features: Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
 
     scaled: np.ndarray[Any, np.dtype[np.float32]] = normalize(features.float(), dim=-1).cpu().numpy()
     return scaled
+
+
+def _by_document(rows: Sequence[Sequence[Shown]], owners: NDArray[np.int64]) -> list[Shown]:
+    """Join the neighbours of an example's decisions, each a part of a document, into documents, heaviest first."""
+    scores: dict[int, float] = {}
+    weights: dict[int, float] = {}
+    for one in (one for row in rows for one in row):
+        document = int(owners[one.position])
+        scores[document] = max(one.score, scores.get(document, -math.inf))
+        weights[document] = weights.get(document, 0.0) + one.weight / len(rows)
+    return [Shown(place, scores[place], weights[place]) for place in sorted(scores, key=lambda one: -weights[one])]
 
 
 def _remembered(memory: Memory | None) -> Memory:

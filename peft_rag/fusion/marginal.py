@@ -65,8 +65,8 @@ class MarginalFusion(ReadingFusion):
             room = reader.max_length - len(alone["input_ids"]) - passages.joining
             pairs = [pair for pair in found.row(number)[: self.k] if passages.that_fit([pair[0]], room)]
             if pairs:
-                text = split.examples[number].text
-                inputs = [passages.beside(text, [position]) for position, _ in pairs]
+                example = split.examples[number]
+                inputs = [passages.beside(example, [position]) for position, _ in pairs]
                 rows[number] = {PASSAGES: inputs, SCORES: [score for _, score in pairs]}
             rows[number][READ] = [position for position, _ in pairs]
         return rows

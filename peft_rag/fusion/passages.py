@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from peft_rag.errors import ConfigError
+from peft_rag.fusion.base import own_spans
 
 if TYPE_CHECKING:
     from peft_rag.corpus import Corpus, Document
     from peft_rag.fusion.base import Reader
+    from peft_rag.tasks.base import Example, Task
 
 TEMPLATE = "{labels}: {text}"
 _FIELDS = ("labels", "text")
@@ -29,16 +31,21 @@ def check_template(template: str) -> None:
         raise ConfigError(f"fusion.template is {template!r}, which {what}. It may name {{labels}} and {{text}}.")
 
 
-def written(document: Document, template: str, *, show_labels: bool) -> str:
+def written(document: Document, template: str, *, show_labels: bool, task: Task | None = None) -> str:
     """Write a document by a template; one without labels, or whose labels are hidden, is its text alone.
+
+    Args:
+        document: what is written.
+        template: of ``{labels}`` and ``{text}``.
+        show_labels: whether labels are shown.
+        task: how it writes its labels; by default one after the other.
 
     >>> from peft_rag.corpus import Document
     >>> written(Document("1", "rain", ("weather",)), "{labels}: {text}", show_labels=True)
     'weather: rain'
     """
-    if not (show_labels and document.labels):
-        return document.text
-    return template.format(labels=", ".join(document.labels), text=document.text)
+    labels = (task.shown_labels(document) if task else ", ".join(document.labels)) if show_labels else ""
+    return template.format(labels=labels, text=document.text) if labels else document.text
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,7 @@ class Passages:
     def __getitem__(self, position: int) -> tuple[str, int]:
         """Return the passage of a document and its number of tokens."""
         if position not in self._known:
-            text = written(self.corpus[position], self.template, show_labels=self.show_labels)
+            text = written(self.corpus[position], self.template, show_labels=self.show_labels, task=self.reader.task)
             self._known[position] = self._cut(text)
         return self._known[position]
 
@@ -87,20 +94,23 @@ class Passages:
             room -= tokens
         return chosen
 
-    def beside(self, text: str, positions: Sequence[int]) -> dict[str, Any]:
-        """Tokenise an input and passages as one pair; the tokens of the input's segment are pooled over.
+    def beside(self, example: Example, positions: Sequence[int]) -> dict[str, Any]:
+        """Tokenise an example and passages as one pair; the tokens of the example's segment are pooled over.
 
         The input stands first, where it stands without neighbours; before a causal backbone it stands last, because
         its tokens see nothing that follows.
         """
         passages = " ".join(self[position][0] for position in positions)
-        pair = (passages, text) if self.reader.causal else (text, passages)
+        pair = (passages, example.text) if self.reader.causal else (example.text, passages)
         cut = "only_first" if self.reader.causal else "only_second"
-        encoded = self.reader.tokenizer(*pair, truncation=cut, max_length=self.reader.max_length)
+        encoded = self.reader.tokenizer(
+            *pair, truncation=cut, max_length=self.reader.max_length, return_offsets_mapping=True
+        )
         segments = encoded.sequence_ids(0)
+        spans = own_spans(encoded.pop("offset_mapping"), segments, int(self.reader.causal))
         border = segments.index(1)
         pooled = [int((place >= border) == self.reader.causal) for place in range(len(segments))]
-        return dict(encoded) | {"pooled_mask": pooled}
+        return self.reader.with_pools(example, dict(encoded) | {"pooled_mask": pooled}, spans)
 
     def _cut(self, text: str) -> tuple[str, int]:
         encoded = self.reader.tokenizer(

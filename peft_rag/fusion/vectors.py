@@ -11,7 +11,6 @@ from peft_rag.errors import ConfigError
 from peft_rag.fusion.base import (
     READ,
     VECTORS,
-    Embed,
     Fused,
     Read,
     Reader,
@@ -66,7 +65,7 @@ class VectorFusion(ReadingFusion):
                 "raise --max_length."
             )
         read = [[position for position, _ in found.row(number)[: self.k]] for number in range(len(split))]
-        place, vectors = self._embedded(documents, read, reader.embed)
+        place, vectors = self._embedded(documents, read, reader)
         rows = encode_inputs(split, reader)
         for number, positions in enumerate(read):
             room = reader.max_length - self.tokens_each * len(positions)
@@ -108,14 +107,17 @@ class VectorFusion(ReadingFusion):
             )
 
     def _embedded(
-        self, documents: Corpus, read: Sequence[Sequence[int]], embed: Embed | None
+        self, documents: Corpus, read: Sequence[Sequence[int]], reader: Reader
     ) -> tuple[dict[int, int], NDArray[np.float32]]:
         """Embed every document that is read, once; return the row of each, and the rows."""
         import numpy as np
 
-        wanted = sorted({position for positions in read for position in positions})
+        embed, wanted = reader.embed, sorted({position for positions in read for position in positions})
         if embed is None and wanted:
             self.check_vector_size(0)
-        texts = [written(documents[position], self.template, show_labels=self.show_labels) for position in wanted]
+        texts = [
+            written(documents[position], self.template, show_labels=self.show_labels, task=reader.task)
+            for position in wanted
+        ]
         vectors = embed(texts) if embed is not None and wanted else np.zeros((0, 0), dtype=np.float32)
         return {position: row for row, position in enumerate(wanted)}, vectors

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -143,18 +143,15 @@ def cross_fitted(fusion: Fusion, outputs: Outputs, split: Split, memory: Memory 
 
     Source: Stone 1974, doi:10.1111/j.2517-6161.1974.tb00994.x (cross-validatory assessment of a choice).
     """
-    import torch
-
     given = len(split)
     answers = outputs.log_probs.clone()
     parts = [list(range(start, given, FOLDS)) for start in range(min(FOLDS, given))]
     for held in parts if given > 1 else []:
         rest = sorted(set(range(given)) - set(held))
         targets = task.targets([split.examples[place] for place in rest])
-        fitted = fusion.fit(_outputs_of(outputs, rest), _split_of(split, rest), memory, task, targets)
-        answers[torch.tensor(held)] = fitted.combine(
-            _outputs_of(outputs, held), _split_of(split, held), memory, task
-        ).to(answers.dtype)
+        fitted = fusion.fit(outputs.of(rest), split.of(rest), memory, task, targets)
+        rows = outputs.decisions.take(held) if outputs.decisions else held
+        answers[rows] = fitted.combine(outputs.of(held), split.of(held), memory, task).to(answers.dtype)
     return answers
 
 
@@ -166,29 +163,6 @@ def judged(task: Task, log_probs: Tensor, targets: Tensor) -> Answered:
     right = [float(one == target) for one, target in zip(arm["predictions"], plain_classes(targets), strict=True)]
     loss = float(task.loss(log_probs.clamp(min=_LEAST_LOG_PROB), targets))
     return Answered(arm["scores"][task.main_metric], loss, tuple(right))
-
-
-def _outputs_of(outputs: Outputs, places: Sequence[int]) -> Outputs:
-    import torch
-
-    from peft_rag.fusion.base import Outputs
-
-    rows = torch.tensor(places)
-    read = [outputs.read[place] for place in places] if outputs.read else ()
-    weights = [outputs.weights[place] for place in places] if outputs.weights else ()
-    return Outputs(outputs.log_probs[rows], outputs.features[rows], read, weights)
-
-
-def _split_of(split: Split, places: Sequence[int]) -> Split:
-    from peft_rag.fusion.base import Split
-    from peft_rag.retrieval.base import Neighbours
-
-    found, rows = split.neighbours, list(places)
-    return Split(
-        [split.examples[place] for place in places],
-        None if found is None else Neighbours(found.positions[rows], found.scores[rows]),
-        [split.forbidden[place] for place in places] if split.forbidden else (),
-    )
 
 
 def _one_line(error: BaseException) -> str:

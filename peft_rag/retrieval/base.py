@@ -68,6 +68,11 @@ class Neighbours:
                 positions[query, : len(row)], scores[query, : len(row)] = zip(*row, strict=True)
         return cls(positions, scores)
 
+    def of(self, queries: Sequence[int]) -> Neighbours:
+        """Return the rows of some queries, in the order these are named."""
+        chosen = list(queries)
+        return Neighbours(self.positions[chosen], self.scores[chosen])
+
     def head(self, k: int) -> Neighbours:
         """Return the ``k`` nearest of these."""
         return Neighbours(self.positions[:, :k], self.scores[:, :k])

@@ -12,6 +12,7 @@ from typing_extensions import Self
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from peft_rag.corpus import Document
     from peft_rag.evaluation.bootstrap import Score
     from peft_rag.records import Record
 
@@ -21,9 +22,16 @@ LEAST_LOG_PROB = -100.0
 cross-entropy draws the same line."""
 
 
+Span = tuple[int, int]
+"""First character and the one after the last."""
+
+Pools = list[list[list[int]]]
+"""What is pooled of one input: for each decision its pools, each a list of tokens."""
+
+
 @dataclass(frozen=True)
 class Example:
-    """One thing to classify.
+    """One thing to judge.
 
     Attributes:
         id: unique in its split.
@@ -31,6 +39,7 @@ class Example:
         labels: its labels; None when they are not known, as in prediction.
         where: file and line it came from, for messages.
         group: examples of one group never retrieve each other; empty if there are none.
+        spans: parts of the text that the task judges, where it does not judge the whole.
     """
 
     id: str
@@ -38,13 +47,17 @@ class Example:
     labels: tuple[str, ...] | None = None
     where: str = ""
     group: str = ""
+    spans: tuple[Span, ...] = ()
 
 
 @dataclass(frozen=True)
 class Task(ABC):
     """A task's settings and what it learned of its labels; a frozen dataclass, so that it survives JSON.
 
-    Dims used below: B examples, T tokens, D hidden size, C classes.
+    A task takes one decision on each example, or several (a tag for each word). All tensors of answers run over
+    decisions, those of an example after each other: a task with one decision an example need not know.
+
+    Dims used below: B examples, R decisions on them (R = B where each has one), T tokens, D hidden size, C classes.
     """
 
     @property
@@ -64,9 +77,62 @@ class Task(ABC):
     def with_labels_of(self, examples: Sequence[Example]) -> Self:
         """Return this task knowing the labels of the training examples."""
 
+    @property
+    def one_decision(self) -> bool:
+        """Whether each example takes one decision, on its whole text."""
+        return True
+
+    def decisions(self, example: Example) -> int:
+        """Return how many decisions an example takes."""
+        return 1
+
+    @property
+    def pools_spans(self) -> bool:
+        """Whether decisions rest on parts of the text, which `pools` names, and not on all of it."""
+        return False
+
+    def pools(self, example: Example, spans: Sequence[Span | None]) -> Pools:
+        """Return the tokens that each decision rests on.
+
+        Args:
+            example: what is read.
+            spans: of each token of the input the part of the example's text that it stands for; None for those that
+                stand for none of it, such as special tokens and neighbours.
+
+        Raises:
+            DataError: a part that is judged lies beyond the window.
+        """
+        raise NotImplementedError
+
+    def pooled(self, pools: Tensor) -> Tensor:
+        """Turn the means of the pools ``(P, D)``, those of a decision after each other, into features ``(R, F)``."""
+        from torch.nn.functional import normalize
+
+        return normalize(pools, dim=-1)
+
+    def as_example(self, text: str, identity: str) -> Example:
+        """Return a bare text as an example without labels."""
+        return Example(identity, text)
+
+    def stratum(self, example: Example) -> tuple[str, ...]:
+        """Return what examples are drawn by, so that each kind has its share."""
+        return example.labels or ()
+
+    def example_of(self, document: Document, where: str) -> Example:
+        """Return a document of the corpus as a labelled example.
+
+        Raises:
+            RetrievalError: its labels are none of this task.
+        """
+        return Example(document.id, document.text, document.labels, where)
+
+    def shown_labels(self, document: Document) -> str:
+        """Write the labels of a document for a reader."""
+        return ", ".join(document.labels)
+
     @abstractmethod
     def targets(self, examples: Sequence[Example]) -> Tensor:
-        """Return what the loss compares with, one row an example.
+        """Return what the loss compares with, one row a decision.
 
         Raises:
             DataError: an example has a label unseen in training.
@@ -74,16 +140,16 @@ class Task(ABC):
 
     @abstractmethod
     def make_head(self, hidden_size: int) -> nn.Module:
-        """Return a fresh head from features ``(B, D)`` to logits."""
+        """Return a fresh head from features ``(R, F)`` to logits."""
 
     @abstractmethod
     def fit_head(self, head: nn.Module, features: Tensor, targets: Tensor, strength: float | None = None) -> None:
-        """Set the head to a linear probe of features ``(N, D)``.
+        """Set the head to a linear probe of features ``(N, F)``.
 
         Args:
             head: from `make_head`.
-            features: ``(N, D)``, held fixed.
-            targets: of the N examples.
+            features: ``(N, F)``, held fixed.
+            targets: of the N decisions.
             strength: inverse of the probe's regularisation; more fits the training examples closer. None takes one
                 that is soft enough to leave a method something to learn.
         """
@@ -101,7 +167,7 @@ class Task(ABC):
         """Return the mean negative log-likelihood in nats, a scalar."""
 
     def log_likelihood(self, log_probs: Tensor, targets: Tensor) -> Tensor:
-        """Return log p(target) of each example in nats, ``(B,)``; a class counts as `LEAST_LOG_PROB` at least."""
+        """Return log p(target) of each decision in nats, ``(R,)``; a class counts as `LEAST_LOG_PROB` at least."""
         chosen = log_probs.gather(-1, targets.unsqueeze(-1)).clamp(min=LEAST_LOG_PROB)
         return chosen.flatten(1).sum(-1)
 
@@ -119,12 +185,16 @@ class Task(ABC):
         return scores[self.main_metric].value, -float(self.loss(log_probs, targets))
 
     def right(self, log_probs: Tensor, targets: Tensor) -> Tensor:
-        """Return the share of an example's decisions that are right, ``(B,)``, each 0 or 1 where it has one."""
+        """Return whether each decision is right, ``(R,)``: 0 or 1, or the share of its labels."""
         return (log_probs.argmax(-1) == targets).float().reshape(len(targets), -1).mean(-1)
 
     @abstractmethod
-    def decode(self, log_probs: Tensor) -> list[tuple[tuple[str, ...], float]]:
+    def decode(self, log_probs: Tensor, examples: Sequence[Example]) -> list[tuple[tuple[str, ...], float]]:
         """Return, per example, the predicted labels and the probability of that prediction."""
+
+    def answer(self, example: Example, labels: tuple[str, ...]) -> dict[str, Any]:
+        """Write predicted labels as a line of JSON holds them."""
+        return {"label": labels[0] if len(labels) == 1 else list(labels)}
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

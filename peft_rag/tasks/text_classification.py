@@ -5,24 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
 from typing_extensions import Self
 
 from peft_rag.errors import ConfigError, DataError
-from peft_rag.records import Record, label_field, text_field
+from peft_rag.records import Record, label_field, name_field, text_field
 from peft_rag.registry import suggest
 from peft_rag.tasks.base import Example, Task
+from peft_rag.tasks.probe import fit_probe
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from peft_rag.evaluation.bootstrap import Score
-
-
-_CONFIDENT = 6.0
-"""Bias, in nats of logit, that says a class seen always, or never, is always, or never, right."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +62,8 @@ class TextClassification(Task):
         for number, record in enumerate(records, start=1):
             text = text_field(record, self.text_field, "--text_field")
             labels = self._labels(record) if labelled else None
-            identity = _name(record, self.id_field) or str(number)
-            examples.append(Example(identity, text, labels, record.where, _name(record, self.group_field)))
+            identity = name_field(record, self.id_field) or str(number)
+            examples.append(Example(identity, text, labels, record.where, name_field(record, self.group_field)))
         return examples
 
     def _labels(self, record: Record) -> tuple[str, ...]:
@@ -120,28 +116,8 @@ class TextClassification(Task):
         return nn.Linear(hidden_size, len(self.labels))
 
     def fit_head(self, head: nn.Module, features: Tensor, targets: Tensor, strength: float | None = None) -> None:
-        """Fit a logistic regression (one against the rest when multi-label) and copy it into the head.
-
-        It is fitted to (f - μ)/σ, with μ the mean feature and σ² the mean squared distance from it, and folded back
-        into the head, so that a strength means the same on any backbone, however crowded its features are. By default
-        the strength is C/10, 1 at least: on validation, 1 served the 11 topics of wiki-topics better than 10, and 10
-        the 77 intents of banking77 better than 1.
-        """
-        import torch
-
-        strength = max(1.0, len(self.labels) / 10) if strength is None else strength
-        raw, wanted = features.double().cpu().numpy(), targets.cpu().numpy()
-        mean = raw.mean(axis=0)
-        spread = float(np.sqrt(((raw - mean) ** 2).sum(axis=1).mean())) + 1e-9
-        inputs = (raw - mean) / spread
-        if self.multi_label:
-            fits = [_logistic(inputs, column, strength) for column in wanted.T]
-            weight, bias = (np.concatenate(rows) for rows in zip(*fits, strict=True))
-        else:
-            weight, bias = _one_row_a_class(*_logistic(inputs, wanted, strength), np.unique(wanted), len(self.labels))
-        with torch.no_grad():
-            head.weight.copy_(torch.as_tensor(weight / spread))
-            head.bias.copy_(torch.as_tensor(bias - weight @ mean / spread))
+        """Fit a logistic regression (one against the rest when multi-label) and copy it into the head."""
+        fit_probe(head, features, targets, len(self.labels), strength)
 
     def features(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """Pool hidden states ``(B, T, D)`` over the tokens a mask ``(B, T)`` marks: ``(B, D)`` of length one."""
@@ -190,7 +166,7 @@ class TextClassification(Task):
         result[error.key] = bootstrap(error.score, sure, right, resamples=resamples, seed=seed)
         return result
 
-    def decode(self, log_probs: Tensor) -> list[tuple[tuple[str, ...], float]]:
+    def decode(self, log_probs: Tensor, examples: Sequence[Example]) -> list[tuple[tuple[str, ...], float]]:
         best, chosen = log_probs.max(-1)
         if not self.multi_label:
             pairs = zip(chosen.tolist(), best.tolist(), strict=True)
@@ -199,30 +175,3 @@ class TextClassification(Task):
             (tuple(label for label, on in zip(self.labels, row, strict=True) if on), math.exp(value))
             for row, value in zip(chosen.tolist(), best.sum(-1).tolist(), strict=True)
         ]
-
-
-def _name(record: Record, name: str) -> str:
-    """Return an id or a group as text; empty when the record has none."""
-    value = record.fields.get(name)
-    return "" if value is None else str(value).strip()
-
-
-def _logistic(inputs: Any, wanted: Any, strength: float) -> tuple[Any, Any]:
-    """Fit one logistic regression; a constant column becomes a zero weight with a confident bias."""
-    from sklearn.linear_model import LogisticRegression
-
-    if len(np.unique(wanted)) == 1:
-        return np.zeros((1, inputs.shape[1])), np.array([_CONFIDENT if wanted[0] else -_CONFIDENT])
-    model = LogisticRegression(C=strength, max_iter=1000).fit(inputs, wanted)
-    return model.coef_, model.intercept_
-
-
-def _one_row_a_class(weight: Any, bias: Any, present: Any, classes: int) -> tuple[Any, Any]:
-    """Spread fitted rows over all classes: scikit-learn gives one row for two, and none for a class never seen."""
-    if len(present) == 1:
-        bias = np.array([_CONFIDENT])
-    elif len(present) == 2:
-        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
-    all_weights, all_biases = np.zeros((classes, weight.shape[1])), np.full(classes, -_CONFIDENT)
-    all_weights[present], all_biases[present] = weight, bias
-    return all_weights, all_biases

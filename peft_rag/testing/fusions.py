@@ -229,17 +229,17 @@ def _check_answers(case: _Case, model: RetrievalAugmentedModel) -> None:
     split = _split()
     answers = _answer(model, split)
     with case.property(SUM):
-        _expect_close(SUM, answers.logsumexp(-1).exp(), torch.ones(len(split)))
+        expect_close(SUM, answers.logsumexp(-1).exp(), torch.ones(len(split)))
     with case.property(BATCH):
         for size in (1, 2, 3):
-            _expect_close(BATCH, _answer(model, split, batch_size=size), answers)
+            expect_close(BATCH, _answer(model, split, batch_size=size), answers)
     with case.property(ALONE):
         nothing = _split([()] * len(_TEXTS))
         outputs, plain = model.outputs(nothing), model.outputs(nothing, fusion=NoFusion())
         if not torch.equal(outputs.log_probs, plain.log_probs):
             raise ConformanceError(f"{ALONE}: it differs by {(outputs.log_probs - plain.log_probs).abs().max():.2e}.")
     with case.property(OTHERS):
-        _expect_close(OTHERS, _answer(model, _split(_OTHERS))[1:], answers[1:])
+        expect_close(OTHERS, _answer(model, _split(_OTHERS))[1:], answers[1:])
 
 
 def _check_padding(case: _Case, model: RetrievalAugmentedModel) -> None:
@@ -247,28 +247,28 @@ def _check_padding(case: _Case, model: RetrievalAugmentedModel) -> None:
         right = _answer(model, _split())
         model.tokenizer.padding_side = "left"
         try:
-            _expect_close(PADDING, _answer(model, _split()), right)
+            expect_close(PADDING, _answer(model, _split()), right)
         finally:
             model.tokenizer.padding_side = "right"
 
 
 def _check_training(case: _Case, model: RetrievalAugmentedModel) -> None:
     with case.property(FROZEN):
-        before = _backbone_fingerprint(model)
-        silent = _train(model, resolve(case.method).learning_rate)
-        if _backbone_fingerprint(model) != before and case.method != "full":
+        before = backbone_fingerprint(model)
+        silent = train_steps(model, _split(), resolve(case.method).learning_rate)
+        if backbone_fingerprint(model) != before and case.method != "full":
             raise ConformanceError(f"{FROZEN}: a training step changed a tensor of it.")
     with case.property(GRADIENT):
         if silent:
             raise ConformanceError(f"{GRADIENT}: '{silent[0]}' got none in {_STEPS} steps ({len(silent)} such).")
 
 
-def _train(model: RetrievalAugmentedModel, learning_rate: float) -> list[str]:
-    """Take a few steps on all examples, and return the trained tensors that never received a gradient."""
+def train_steps(model: RetrievalAugmentedModel, split: Split, learning_rate: float) -> list[str]:
+    """Take a few steps on all of a split's examples, and return the trained tensors that never received a gradient."""
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimiser = torch.optim.Adam(trained.values(), lr=max(learning_rate, 1e-3))
     heard: set[str] = set()
-    batch = model.collate(model.encode(_split()))
+    batch = model.collate(model.encode(split))
     model.train()
     for _ in range(_STEPS):
         optimiser.zero_grad()
@@ -312,11 +312,17 @@ def _check_fit(case: _Case, model: RetrievalAugmentedModel) -> None:
             )
 
 
-def _backbone_fingerprint(model: RetrievalAugmentedModel) -> str:
+def backbone_fingerprint(model: RetrievalAugmentedModel) -> str:
+    """Return the fingerprint of the frozen tensors."""
     return weights_fingerprint(backbone_tensors(model.backbone).items())
 
 
-def _expect_close(what: str, found: Tensor, wanted: Tensor) -> None:
+def expect_close(what: str, found: Tensor, wanted: Tensor) -> None:
+    """Raise where two tensors differ by more than rounding.
+
+    Raises:
+        ConformanceError: they differ; the message begins with `what`.
+    """
     off = (found - wanted).abs().max().item()
     if not off <= _TOLERANCE:
         raise ConformanceError(f"{what}: it differs by {off:.2e}, more than {_TOLERANCE:.0e}.")

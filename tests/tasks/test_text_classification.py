@@ -283,14 +283,14 @@ def test_vote_is_one_hot_in_the_shape_of_the_log_probabilities():
 
 def test_decode_gives_the_likeliest_label_and_its_probability():
     log_probs = torch.tensor([[0.2, 0.7, 0.1], [0.5, 0.2, 0.3]]).log()
-    (first, second) = SINGLE.decode(log_probs)
+    (first, second) = SINGLE.decode(log_probs, [])
     assert (first[0], second[0]) == (("b",), ("a",))
     assert (first[1], second[1]) == pytest.approx((0.7, 0.5))
 
 
 def test_decode_gives_every_label_above_one_half_and_the_probability_of_that_set():
     present = torch.tensor([[0.9, 0.2, 0.6], [0.1, 0.4, 0.3]])
-    first, second = MULTI.decode(torch.stack([1 - present, present], -1).log())
+    first, second = MULTI.decode(torch.stack([1 - present, present], -1).log(), [])
     assert (first[0], second[0]) == (("a", "c"), ())
     assert first[1] == pytest.approx(0.9 * 0.8 * 0.6)
     assert second[1] == pytest.approx(0.9 * 0.6 * 0.7)

@@ -1,0 +1,86 @@
+"""Every installed task keeps its promises on every kind of backbone, under several methods."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from peft_rag.errors import ConformanceError
+from peft_rag.registry import TASKS, load, names
+from peft_rag.tasks.text_classification import TextClassification
+from peft_rag.testing import TINY_BACKBONES, check_task
+
+RECORDS = {
+    "text-classification": [
+        {"text": "w1 w2 w3", "label": "odd"},
+        {"text": "w4", "label": "even"},
+        {"text": "w5 w6 w7 w8 w9", "label": "odd"},
+        {"text": "w10 w11", "label": "even"},
+    ],
+    "token-classification": [
+        {"tokens": ["w1", "w2", "w3"], "tags": ["B-a", "I-a", "O"]},
+        {"tokens": ["w4"], "tags": ["B-b"]},
+        {"tokens": ["w5", "w6", "w7", "w8", "w9"], "tags": ["O", "B-a", "B-b", "I-b", "O"]},
+        {"tokens": ["w1", "w11"], "tags": ["B-a", "O"]},
+    ],
+}
+
+
+def test_every_installed_task_has_records_to_be_checked_with():
+    assert set(names(TASKS)) == RECORDS.keys()
+
+
+@pytest.mark.parametrize("backbone", TINY_BACKBONES)
+@pytest.mark.parametrize("task", RECORDS)
+def test_task_conforms_on_a_backbone(task, backbone):
+    assert check_task(load(TASKS, task)(), RECORDS[task], TINY_BACKBONES[backbone]).checked
+
+
+@pytest.mark.parametrize("method", ["head", "adapter", "bitfit", "prompt-tuning", "ia3", "full"])
+@pytest.mark.parametrize("task", RECORDS)
+def test_task_conforms_under_a_method(task, method):
+    assert check_task(load(TASKS, task)(), RECORDS[task], TINY_BACKBONES["bert"], method).checked
+
+
+@dataclass(frozen=True)
+class Doubling(TextClassification):
+    def loss(self, log_probs, targets):
+        return 2 * super().loss(log_probs, targets)
+
+
+@dataclass(frozen=True)
+class Forgetting(TextClassification):
+    def to_dict(self):
+        return {}
+
+
+@dataclass(frozen=True)
+class Muddling(TextClassification):
+    def decode(self, log_probs, examples):
+        return super().decode(log_probs.flip(0), examples)
+
+
+@dataclass(frozen=True)
+class Leaking(TextClassification):
+    def features(self, hidden, mask):
+        return super().features(hidden, mask) + 0.01 * len(hidden)
+
+
+@dataclass(frozen=True)
+class Deaf(TextClassification):
+    def features(self, hidden, mask):
+        return super().features(hidden, mask).detach()
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (Doubling(), "the loss is the mean"),
+        (Forgetting(), "settings and labels survive JSON"),
+        (Muddling(), "right answers score 1"),
+        (Leaking(), "does not depend on what it is batched with"),
+        (Deaf(), "every trained tensor receives a gradient"),
+    ],
+)
+def test_a_task_that_breaks_a_promise_is_found(task, message):
+    with pytest.raises(ConformanceError, match=message):
+        check_task(task, RECORDS["text-classification"], TINY_BACKBONES["bert"])
