@@ -1,7 +1,7 @@
-"""`evaluate.Metric` modules shipped with the package, so that measuring never asks a hub.
+"""`evaluate.Metric` modules of classifiers, shipped with the package, so that measuring never asks a hub.
 
 Their configurations are ``default`` for class indices and, where the score knows it, ``multilabel`` for rows of 0/1 per
-label.
+label. Those of taggers and of texts are in `peft_rag.evaluation.text_metrics`.
 """
 
 from __future__ import annotations
