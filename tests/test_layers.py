@@ -60,6 +60,10 @@ HEAVY = [
     "evaluate",
     "hnswlib",
     "pyarrow",
+    "seqeval",
+    "sacrebleu",
+    "rouge_score",
+    "nltk",
 ]
 
 # Doors that hand a call on to what is built above, imported only when the call comes.

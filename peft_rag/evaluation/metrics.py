@@ -1,7 +1,7 @@
-"""`evaluate.Metric` modules shipped with the package, so that measuring never asks a hub.
+"""`evaluate.Metric` modules of classifiers, shipped with the package, so that measuring never asks a hub.
 
 Their configurations are ``default`` for class indices and, where the score knows it, ``multilabel`` for rows of 0/1 per
-label. They keep what they are given in memory and write no cache file.
+label. Those of taggers and of texts are in `peft_rag.evaluation.text_metrics`.
 """
 
 from __future__ import annotations
@@ -17,16 +17,14 @@ from peft_rag.errors import ConfigError
 from peft_rag.evaluation import scores
 
 
-class ClassificationMetric(evaluate.Metric):
-    """A score of predicted against actual classes; subclasses name the score."""
+class PackagedMetric(evaluate.Metric):
+    """A score that needs no hub; it keeps what it is given in memory and writes no cache file."""
 
-    score: Callable[..., float]
     key: str
     meaning: str
+    inputs: str
     source: str = ""
-    inputs: str = "class indices, or rows of 0/1 per label (multilabel)"
-    dtype: str = "int64"
-    configurations: tuple[str, ...] = ("default", "multilabel")
+    configurations: tuple[str, ...] = ("default",)
 
     def __init__(self, config_name: str = "default", **options: Any) -> None:
         if config_name not in self.configurations:
@@ -35,15 +33,32 @@ class ClassificationMetric(evaluate.Metric):
             )
         super().__init__(config_name=config_name, keep_in_memory=True, **options)
 
+    def _features(self) -> tuple[Any, Any]:
+        """Return what one prediction is, and what its reference is."""
+        raise NotImplementedError
+
     def _info(self) -> evaluate.MetricInfo:
-        value = datasets.Value(self.dtype)
-        feature = datasets.Sequence(value) if self.config_name == "multilabel" else value
+        prediction, reference = self._features()
         return evaluate.MetricInfo(
             description=self.meaning,
             citation=self.source,
             inputs_description=f"predictions and references: {self.inputs}.",
-            features=datasets.Features({"predictions": feature, "references": feature}),
+            features=datasets.Features({"predictions": prediction, "references": reference}),
         )
+
+
+class ClassificationMetric(PackagedMetric):
+    """A score of predicted against actual classes; subclasses name the score."""
+
+    score: Callable[..., float]
+    inputs = "class indices, or rows of 0/1 per label (multilabel)"
+    dtype: str = "int64"
+    configurations: tuple[str, ...] = ("default", "multilabel")
+
+    def _features(self) -> tuple[Any, Any]:
+        value = datasets.Value(self.dtype)
+        feature = datasets.Sequence(value) if self.config_name == "multilabel" else value
+        return feature, feature
 
     def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
         return {self.key: type(self).score(np.asarray(predictions), np.asarray(references))}
