@@ -90,8 +90,8 @@ def check_task(
 
     Records are read with labels and without; settings survive JSON; answers, targets and decisions are as many;
     probabilities sum to one and the loss is their mean negative logarithm; right answers score 1 and decode to what
-    they are right about; an answer does not depend on its batch; training lowers the loss, gives a gradient to every trained
-    tensor and changes nothing of the backbone; the trained tensors in a fresh model give the same answers.
+    they are right about; an answer does not depend on its batch; training lowers the loss, gives a gradient to every
+    trained tensor and changes nothing of the backbone; the trained tensors in a fresh model give the same answers.
 
     Args:
         task: as a user makes it, knowing no labels yet.
