@@ -131,7 +131,8 @@ def load(
     fusion = _plugin("fusions", manifest["fusion"])
     gate = check_gate(manifest["fusion"].get("gate", 1.0))
     resolve(manifest["method"]["name"])
-    found = load_backbone(backbone or manifest["backbone"]["name"])
+    found = load_backbone(backbone or manifest["backbone"]["name"], head="any" if task.generates else "none")
+    task = task.with_tokenizer(found.tokenizer)
     _check_backbone(found, manifest["backbone"], allow_backbone_mismatch)
     retrieves = gate > 0 and (fusion.needs_labels or fusion.neighbours_wanted > 0)
     wanted = retrieves or fusion.needs_vectors or corpus is not None

@@ -85,6 +85,17 @@ def load_backbone(name: str, *, revision: str | None = None, dtype: str = "float
     return as_backbone(encoder_of(model), tokenizer, name)
 
 
+def load_tokenizer(name: str) -> Any:
+    """Load a backbone's tokenizer alone, as `load_backbone` does."""
+    from transformers import AutoTokenizer
+
+    local = hub_forbidden() or not hub_reachable()
+    with _one_line_errors(name), quiet_transformers():
+        return AutoTokenizer.from_pretrained(
+            model_location(name), use_fast=True, trust_remote_code=False, local_files_only=local
+        )
+
+
 def encoder_of(model: PreTrainedModel) -> PreTrainedModel:
     """Return the encoder of an encoder-decoder, whose states are what a text is judged by; others as they are."""
     if not getattr(model.config, "is_encoder_decoder", False):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,15 @@ from peft_rag.data import Splits, read_splits
 from peft_rag.decisions import Decisions
 from peft_rag.errors import ConfigError, RetrievalError
 from peft_rag.evaluation.overlap import overlap_lines
-from peft_rag.measuring import kept_lines, measure_after, measure_before, measure_overlap
+from peft_rag.measuring import (
+    kept_lines,
+    measure_after,
+    measure_before,
+    measure_overlap,
+    scores_of,
+    write_after,
+    write_before,
+)
 from peft_rag.parts import make_part
 from peft_rag.registry import FUSIONS, TASKS, load
 from peft_rag.results import metrics, table
@@ -27,6 +35,7 @@ if TYPE_CHECKING:
     from peft_rag.knowledge import Knowledge
     from peft_rag.long_inputs import RelevantChunks
     from peft_rag.model import RetrievalAugmentedModel
+    from peft_rag.tasks.base import Task
     from peft_rag.training import TrainingReport
 
 Say = Callable[[str], None]
@@ -56,10 +65,12 @@ class Answers:
     Attributes:
         log_probs: by arm, in nats, as the task gives them; one row an example.
         targets: of the same examples.
+        texts: what each arm wrote to the first of them, where the task writes text.
     """
 
     log_probs: Mapping[str, Tensor]
     targets: Tensor
+    texts: Mapping[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -107,18 +118,19 @@ def run(config: RunConfig, say: Say = print, *, observe: Observe | None = None) 
         for line in kept_lines(prepared):
             tell(line)
         before = measure_before(prepared, tell)
+        texts = write_before(prepared)
         report = tune(prepared, config, tell)
         if not state.is_main_process:
             return RunResult(output, {})
         checked = prepared.model.outputs(prepared.validation, progress="validation")
-        if config.head_refit:
+        if config.head_refit and not prepared.splits.task.generates:
             refit_head(prepared, checked, tell)
         targets = prepared.splits.task.targets(prepared.test.examples)
         after = measure_after(prepared, checked, tell, fallback=config.fallback)
-        answers = Answers(before | after, targets)
+        answers = Answers(before | after, targets, texts | write_after(prepared))
         if observe is not None:
             observe(prepared, answers)
-        arms = {arm: prepared.splits.task.evaluate(given, targets) for arm, given in answers.log_probs.items()}
+        arms = scores_of(prepared, answers)
         overlap = measure_overlap(prepared, answers)
         measured = metrics(
             config,
@@ -182,7 +194,7 @@ def prepare(config: RunConfig, working: Path, say: Say) -> Prepared:
         leak_threshold=config.leak_threshold,
         min_score=config.min_score,
     )
-    backbone = load_backbone(config.backbone)
+    backbone = load_backbone(config.backbone, head="any" if splits.task.generates else "none")
     model = RetrievalAugmentedModel(
         backbone,
         splits.task,
@@ -191,6 +203,7 @@ def prepare(config: RunConfig, working: Path, say: Say) -> Prepared:
         max_length=config.max_length,
         head_dropout=max(config.dropout, 0.0),
     )
+    splits = replace(splits, task=model.task)
     if config.long_inputs == WITHIN_DOCUMENT:
         model.long_inputs[model.adapter] = _relevant_chunks(config, model, splits)
     method_options = config.part_options("method")
@@ -216,7 +229,7 @@ def tune(prepared: Prepared, config: RunConfig, say: Say) -> TrainingReport:
     from peft_rag.training import train
 
     model, task = prepared.model, prepared.splits.task
-    if config.head_init == "probe":
+    if config.head_init == "probe" and not task.generates:
         with model.disable_adapter():
             outputs = model.outputs(prepared.train, progress="frozen features")
         task.fit_head(model.head, outputs.features, task.targets(prepared.train.examples))
@@ -285,7 +298,11 @@ def read_data(config: RunConfig) -> Splits:
     """Read the examples of a run and its corpus, with the task that knows their labels; nothing heavy is loaded."""
     from peft_rag.data import CorpusFields
 
-    task = make_part(load(TASKS, config.task), "task", _task_options(config))
+    task: Task = make_part(load(TASKS, config.task), "task", _task_options(config))
+    if task.generates:
+        from peft_rag.backbone import load_tokenizer
+
+        task = task.with_tokenizer(load_tokenizer(config.backbone))
     return read_splits(
         task,
         train=config.train,

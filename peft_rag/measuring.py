@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from peft_rag.decisions import Decisions
 from peft_rag.retrieval.base import NO_POSITION
+from peft_rag.tasks.generation import Generation
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from peft_rag.evaluation.bootstrap import Score
     from peft_rag.fusion.base import Fusion, Memory, Outputs
     from peft_rag.fusion.fallback import Fallback
     from peft_rag.job import Answers, Prepared, Say
@@ -89,6 +91,51 @@ def measure_after(prepared: Prepared, checked: Outputs, say: Say, *, fallback: b
         fused = model.outputs(prepared.test, progress="test with neighbours") if reads else alone
         answers["with_retrieval"] = model.fuse(fused, prepared.test, alone=alone)
     return answers
+
+
+def write_before(prepared: Prepared) -> dict[str, list[str]]:
+    """Let the untrained model write to the first test examples, where the task writes text: texts by arm."""
+    from peft_rag.fusion.none import NoFusion
+
+    if not _scored(prepared):
+        return {}
+    with prepared.model.disable_adapter():
+        return {"untrained": _write(prepared, NoFusion(), "untrained model writes")}
+
+
+def write_after(prepared: Prepared) -> dict[str, list[str]]:
+    """Let the trained model write to the first test examples, without and with retrieval: texts by arm."""
+    from peft_rag.fusion.none import NoFusion
+
+    if not _scored(prepared):
+        return {}
+    texts = {"without_retrieval": _write(prepared, NoFusion(), "test is written")}
+    if not isinstance(prepared.model.fusion, NoFusion):
+        texts["with_retrieval"] = _write(prepared, None, "test is written with neighbours")
+    return texts
+
+
+def scores_of(prepared: Prepared, answers: Answers) -> dict[str, dict[str, Score]]:
+    """Score every arm on the test split, and the texts it wrote: by arm and metric, with intervals."""
+    task, test = prepared.splits.task, prepared.test.examples
+    arms = {arm: task.evaluate(given, answers.targets) for arm, given in answers.log_probs.items()}
+    if isinstance(task, Generation):
+        for arm, texts in answers.texts.items():
+            arms[arm] |= task.score_texts(texts, test[: len(texts)])
+    return arms
+
+
+def _scored(prepared: Prepared) -> int:
+    task = prepared.splits.task
+    return min(task.scored, len(prepared.test)) if isinstance(task, Generation) else 0
+
+
+def _write(prepared: Prepared, fusion: Fusion | None, progress: str) -> list[str]:
+    from peft_rag.generation import write
+
+    split = prepared.test.of(range(_scored(prepared)))
+    written = write(prepared.model, split.examples, split=split, fusion=fusion, progress=progress)
+    return [text for text, _ in written]
 
 
 def _fall_back(prepared: Prepared, judged: Outputs, memory: Memory | None, targets: Tensor) -> Fallback:

@@ -14,19 +14,22 @@ from torch import Tensor, nn
 from peft_rag.attribution import explained
 from peft_rag.backbone import Backbone, check_length
 from peft_rag.decisions import Decisions
-from peft_rag.errors import MethodError, RetrievalError
+from peft_rag.errors import ConfigError, MethodError, RetrievalError
 from peft_rag.files import sha256_of_json
 from peft_rag.fusion.base import Fusion, Memory, Outputs, Reader, Split
 from peft_rag.fusion.batching import collate
 from peft_rag.fusion.mixing import mix
 from peft_rag.fusion.none import NoFusion
+from peft_rag.generation import write
 from peft_rag.knowledge import Knowledge, labelled_examples
+from peft_rag.language_model import check_writes, decoder_start, token_log_probs
 from peft_rag.methods import AttachReport, attach, disabled
 from peft_rag.pooling import mean_pools
 from peft_rag.prediction import Prediction
 from peft_rag.reading import read_split
 from peft_rag.retrieval.cache import cached_arrays
 from peft_rag.tasks.base import Example, Task
+from peft_rag.tasks.generation import Generation
 
 if TYPE_CHECKING:
     from peft_rag.evaluation.bootstrap import Score
@@ -67,6 +70,7 @@ class RetrievalAugmentedModel(nn.Module):
         super().__init__()
         check_length(backbone, max_length)
         self.source = backbone
+        self.decoder_start = decoder_start(backbone)
         self.backbone: nn.Module = backbone.model
         self.tokenizer = backbone.tokenizer
         self.knowledge = knowledge
@@ -74,6 +78,8 @@ class RetrievalAugmentedModel(nn.Module):
         self.dropout = nn.Dropout(head_dropout)
         self.adapter = "default"
         self.reports: dict[str, AttachReport] = {}
+        task = task.with_tokenizer(self.tokenizer)
+        check_writes(backbone, task.generates)
         self.tasks: dict[str, Task] = {self.adapter: task}
         self.fusions: dict[str, Fusion] = {self.adapter: fusion or NoFusion()}
         self.gates: dict[str, float] = {}
@@ -174,6 +180,7 @@ class RetrievalAugmentedModel(nn.Module):
         method = next(iter(self.reports.values())).method
         self.backbone, report = attach(self.backbone, method, adapter_name=name, last_layers=last_layers, **options)
         self.reports[name] = report
+        task = task.with_tokenizer(self.tokenizer)
         self.tasks[name], self.fusions[name] = task, fusion or NoFusion()
         self.heads[name] = task.make_head(self.source.hidden_size).to(self.device)
         self.set_adapter(name)
@@ -239,6 +246,7 @@ class RetrievalAugmentedModel(nn.Module):
         pooled_mask: Tensor,
         pool_inputs: Tensor | None = None,
         pool_tokens: Tensor | None = None,
+        gold: Tensor | None = None,
         **inputs: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Run inputs through backbone, method and head.
@@ -247,12 +255,16 @@ class RetrievalAugmentedModel(nn.Module):
             pooled_mask: 1 for the tokens pooled over, ``(I, T)``.
             pool_inputs: the input of each pool, where the task judges parts of it, ``(P,)``.
             pool_tokens: the tokens of each pool, ``(P, …)``; see `peft_rag.pooling.mean_pools`.
+            gold: the right token of each decision, where the task writes text, ``(R,)``.
             inputs: what the backbone reads: ``attention_mask`` ``(I, T)``, and ``input_ids`` ``(I, T)`` or
                 ``inputs_embeds`` ``(I, T, D)``.
 
         Returns:
             log-probabilities in nats and pooled features ``(R, F)``, one row a decision on an input.
         """
+        if gold is not None and pool_inputs is not None and pool_tokens is not None:
+            width = inputs.get("decoder_input_ids", pooled_mask).shape[1]
+            return token_log_probs(self.backbone, inputs, width, pool_inputs, pool_tokens, gold)
         hidden = self.backbone(**inputs).last_hidden_state
         hidden = hidden[:, hidden.shape[1] - pooled_mask.shape[1] :]
         if pool_inputs is None or pool_tokens is None:
@@ -276,7 +288,11 @@ class RetrievalAugmentedModel(nn.Module):
             split = replace(split, examples=self.long_inputs[self.adapter].read(split.examples, bar))
         corpus = self.knowledge.corpus if self.knowledge else None
         embed = self.knowledge.embed if self.knowledge else None
-        reader = Reader(self.tokenizer, self.max_length, self.source.is_causal, embed, self.task)
+        start, room = self.decoder_start, self.max_length
+        if isinstance(self.task, Generation) and start is None:
+            room -= self.task.target_length
+        causal = self.source.is_causal and start is None
+        reader = Reader(self.tokenizer, room, causal, embed, self.task, start)
         rows = (fusion or self.effective_fusion).encode(split, corpus, reader)
         if split.examples and all(example.labels is not None for example in split.examples):
             targets, decisions = self.task.targets(split.examples), Decisions.on(self.task, split.examples)
@@ -299,6 +315,8 @@ class RetrievalAugmentedModel(nn.Module):
 
     def judge(self, outputs: Outputs, split: Split) -> Outputs:
         """Return outputs of a split as the head is now; several inputs of one example it must see again."""
+        if self.task.generates:
+            return outputs
         if outputs.joined:
             return self.outputs(split)
         with torch.no_grad():
@@ -395,6 +413,10 @@ class RetrievalAugmentedModel(nn.Module):
         ]
         if not examples:
             return []
+        if self.task.generates:
+            if explain:
+                raise ConfigError("a written text is not explained yet. Leave --explain out.")
+            return [Prediction((text,), probability) for text, probability in write(self, examples, progress=progress)]
         split = self.split([replace(example, labels=None) for example in examples])
         self.memory(progress=progress and "encoding the corpus")
         outputs = self.outputs(split, batch_size=batch_size, progress=progress)

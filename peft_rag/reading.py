@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from peft_rag.model import RetrievalAugmentedModel
 
 
+_WRITTEN_AT_ONCE = 8
+
+
 def read_split(
     model: RetrievalAugmentedModel, split: Split, fusion: Fusion | None, batch_size: int, progress: str
 ) -> Outputs:
@@ -50,6 +53,8 @@ def read_rows(
         progress: what the progress bar says; no bar if empty.
     """
     model.eval()
+    if model.task.generates:  # logits of a whole vocabulary for each token of an answer
+        batch_size = min(batch_size, _WRITTEN_AT_ONCE)
     order = sorted(range(len(rows)), key=lambda place: -tokens_in(rows[place]))
     log_probs: list[Tensor] = [torch.empty(0)] * len(rows)
     features: list[Tensor] = [torch.empty(0)] * len(rows)

@@ -41,6 +41,7 @@ def _run(known: argparse.Namespace, rest: Sequence[str]) -> None:
     records = read_records(known.data)
     model = load_artefact(known)
     task = make_part(type(model.task), "task", model.task.to_dict() | given_fields(known))
+    task = task.with_tokenizer(model.tokenizer)
     examples = task.read(records)
     targets = task.targets(examples)
     given = model.answer(examples, batch_size=known.batch_size, progress="evaluating")

@@ -95,6 +95,7 @@ def _run(known: argparse.Namespace, rest: Sequence[str]) -> None:
     records = None if known.data == "-" else read_records(known.data)
     model = load_artefact(known)
     task = make_part(type(model.task), "task", model.task.to_dict() | given_fields(known))
+    task = task.with_tokenizer(model.tokenizer)
     if records is None:
         typed = [line.rstrip("\n") for line in sys.stdin if line.strip()]
         examples = [task.as_example(text, str(number)) for number, text in enumerate(typed)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,17 +18,20 @@ class Score:
         value: the score on the examples themselves.
         low: lower end of the interval.
         high: upper end of the interval.
+        percent: whether it is a share, and written in percent.
     """
 
     value: float
     low: float
     high: float
+    percent: bool = True
 
     def __str__(self) -> str:
-        return f"{100 * self.value:.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+        scale = 100 if self.percent else 1
+        return f"{scale * self.value:.1f} [{scale * self.low:.1f}, {scale * self.high:.1f}]"
 
     def to_dict(self) -> dict[str, float]:
-        return asdict(self)
+        return {"value": self.value, "low": self.low, "high": self.high}
 
 
 def bootstrap(

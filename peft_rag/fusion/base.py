@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import Self
 
 from peft_rag.errors import RetrievalError
+from peft_rag.tasks.generation import Generation
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from peft_rag.backbone import Backbone
     from peft_rag.corpus import Corpus
     from peft_rag.decisions import Decisions
+    from peft_rag.fusion.next_token import NeighbourTokens
     from peft_rag.retrieval.base import Neighbours
     from peft_rag.tasks.base import Example, Span, Task
 
@@ -34,6 +36,9 @@ SCORES = "scores"
 
 POOLS = "pools"
 """Key of the tokens that each decision on an input rests on (`peft_rag.tasks.base.Pools`); none where on the whole."""
+
+GOLD = "gold"
+"""Key of the tokens that are right, one a decision, where the task writes text."""
 
 VECTORS = "vectors"
 """Key of the vectors ``(K, V)`` of the neighbours under `READ`, for a fusion that works on these."""
@@ -160,6 +165,7 @@ class Reader:
         causal: whether a token sees only what stands before it, so that neighbours must.
         embed: the retriever's sentence encoder, for a fusion that works on vectors; None where there is none.
         task: what judges the inputs; None where it judges whole texts.
+        start: the token that the decoder of an encoder-decoder starts with; None where there is no decoder apart.
     """
 
     tokenizer: Any
@@ -167,15 +173,25 @@ class Reader:
     causal: bool = False
     embed: Embed | None = None
     task: Task | None = None
+    start: int | None = None
+
+    @property
+    def writes_on(self) -> bool:
+        """Whether the answer is written where the input ends, so that this must not be cut away."""
+        return self.start is None and isinstance(self.task, Generation)
 
     def with_pools(self, example: Example, encoded: dict[str, Any], spans: Sequence[Span | None]) -> dict[str, Any]:
-        """Add the tokens that decisions rest on to an encoded example, where the task judges parts of it.
+        """Add the tokens that decisions rest on to an encoded example, where the task judges parts of it or writes.
 
         Args:
             example: what was encoded.
             encoded: the encoding.
             spans: of each token the part of the example's text that it stands for, or None.
         """
+        if isinstance(self.task, Generation):
+            if self.writes_on:
+                self.task.check_prompt(example, len(encoded["input_ids"]), self.max_length)
+            return self.task.with_response(example, encoded, start=self.start)
         if self.task is None or not self.task.pools_spans:
             return encoded
         return encoded | {POOLS: self.task.pools(example, spans)}
@@ -270,6 +286,10 @@ class Fusion(ABC):
         """Return this fusion answering from the neighbours of a split, where it would search for them itself."""
         return self
 
+    def next_token(self, memory: Memory | None) -> NeighbourTokens | None:
+        """Return what changes each token's distribution while a text is written; None where nothing does."""
+        return None
+
     def shown(self, outputs: Outputs, split: Split, memory: Memory | None) -> list[list[Shown]]:
         """Return, per example, the neighbours that took part and with what weight, closest first.
 
@@ -296,14 +316,17 @@ def encode_inputs(split: Split, reader: Reader) -> list[dict[str, Any]]:
     """Tokenise the examples' own texts, cut to what the reader takes, all of them pooled over."""
     texts = [example.text for example in split.examples]
     parts = reader.task is not None and reader.task.pools_spans
-    encoded = reader.tokenizer(texts, truncation=True, max_length=reader.max_length, return_offsets_mapping=parts)
+    whole = reader.writes_on
+    encoded = reader.tokenizer(
+        texts, truncation=not whole, max_length=None if whole else reader.max_length, return_offsets_mapping=parts
+    )
     offsets = encoded.pop("offset_mapping") if parts else []
     rows = [
         {name: values[row] for name, values in encoded.items()} | {"pooled_mask": encoded["attention_mask"][row]}
         for row in range(len(texts))
     ]
     if not parts:
-        return rows
+        return [reader.with_pools(example, row, ()) for example, row in zip(split.examples, rows, strict=True)]
     return [
         reader.with_pools(example, row, own_spans(spans, encoded.sequence_ids(number), 0))
         for number, (example, row, spans) in enumerate(zip(split.examples, rows, offsets, strict=True))

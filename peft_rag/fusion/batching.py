@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from peft_rag.fusion.base import PASSAGES, POOLS, READ, SCORES, VECTORS
+from peft_rag.fusion.base import GOLD, PASSAGES, POOLS, READ, SCORES, VECTORS
 
 PASSAGE_ROWS = "passage_rows"
 """Which answers belong to each decision, one for each input of its example, ``(R, K)``; -1 where it has fewer."""
@@ -33,7 +33,7 @@ NEIGHBOUR_VECTORS = "neighbour_vectors"
 NEIGHBOUR_MASK = "neighbour_mask"
 """1 for a neighbour, 0 where an example has fewer, ``(B, K)``."""
 
-_WHOLE = {"labels", PASSAGES, POOLS, READ, SCORES, VECTORS}
+_WHOLE = {"labels", GOLD, PASSAGES, POOLS, READ, SCORES, VECTORS}
 
 
 def inputs_of(row: dict[str, Any]) -> Sequence[dict[str, Any]]:
@@ -58,13 +58,15 @@ def collate(rows: Sequence[dict[str, Any]], padding: int) -> dict[str, Tensor]:
         padding: token id.
     """
     inputs = [one for row in rows for one in inputs_of(row)]
-    width = max(len(one["input_ids"]) for one in inputs)
     batch = {}
     for name in inputs[0].keys() - _WHOLE:
-        filler = padding if name == "input_ids" else 0
+        filler = padding if name in ("input_ids", "decoder_input_ids") else 0
+        width = max(len(one[name]) for one in inputs)
         batch[name] = torch.tensor([one[name] + [filler] * (width - len(one[name])) for one in inputs])
     if POOLS in inputs[0]:
         batch |= _pools(inputs)
+    if GOLD in inputs[0]:
+        batch[GOLD] = torch.tensor([token for one in inputs for token in one[GOLD]])
     if "labels" in rows[0]:
         batch["labels"] = torch.cat([row["labels"] for row in rows])
     if any(PASSAGES in row for row in rows):

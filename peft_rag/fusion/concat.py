@@ -50,7 +50,7 @@ class ConcatFusion(ReadingFusion):
         rows = encode_inputs(split, reader)
         for number, row in enumerate(rows):
             positions = [position for position, _ in found.row(number)[: self.k]]
-            read = passages.that_fit(positions, reader.max_length - len(row["input_ids"]) - passages.joining)
+            read = passages.that_fit(positions, reader.max_length - sum(row["pooled_mask"]) - passages.joining)
             if read:
                 shown = read if self.order == "best-first" else read[::-1]
                 rows[number] = passages.beside(split.examples[number], shown)

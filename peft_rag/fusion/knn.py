@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from peft_rag.corpus import Corpus
+    from peft_rag.fusion.next_token import NeighbourTokens
     from peft_rag.retrieval.base import Neighbours
     from peft_rag.tasks.base import Task
 
@@ -87,7 +88,8 @@ class KnnFusion(Fusion):
         if self.weight is None or self.temperature is None or self.k is None:
             return outputs.log_probs
         found = self._search(outputs, split, memory, self.k)
-        votes = neighbour_log_probs(found, _remembered(memory), task, self.temperature)
+        asked = task.targets(split.examples) if task.generates else None
+        votes = neighbour_log_probs(found, _remembered(memory), task, self.temperature, asked)
         return mix(outputs.log_probs, votes, self.weight)
 
     def fit(self, outputs: Outputs, split: Split, memory: Memory | None, task: Task, targets: Tensor) -> Self:
@@ -111,7 +113,8 @@ class KnnFusion(Fusion):
         found = self._search(outputs, split, memory, max(ks))
         best, usually, without = None, None, None
         for k, temperature in itertools.product(ks, temperatures):
-            votes = neighbour_log_probs(found.head(k), _remembered(memory), task, temperature)
+            asked = targets if task.generates else None
+            votes = neighbour_log_probs(found.head(k), _remembered(memory), task, temperature, asked)
             for weight in weights:
                 mixed = mix(outputs.log_probs, votes, weight).clamp(min=LEAST_LOG_PROB)
                 tried = _Tried(
@@ -129,6 +132,13 @@ class KnnFusion(Fusion):
 
     def with_given_neighbours(self) -> Self:
         return replace(self, space="retriever")
+
+    def next_token(self, memory: Memory | None) -> NeighbourTokens | None:
+        if not self.weight or self.temperature is None or self.k is None:
+            return None
+        from peft_rag.fusion.next_token import NeighbourTokens
+
+        return NeighbourTokens(_remembered(memory), self.k, self.temperature, self.weight)
 
     def shown(self, outputs: Outputs, split: Split, memory: Memory | None) -> list[list[Shown]]:
         """Return the voting neighbours with λ·π_z as weight.
@@ -184,7 +194,9 @@ class _Tried(Generic[_Fitted]):
         return float(gain.mean()) > 2 * float(gain.std()) / math.sqrt(len(gain))
 
 
-def neighbour_log_probs(found: Neighbours, memory: Memory, task: Task, temperature: float) -> Tensor:
+def neighbour_log_probs(
+    found: Neighbours, memory: Memory, task: Task, temperature: float, asked: Tensor | None = None
+) -> Tensor:
     """Return log p_kNN(y|x) = log Σ_z softmax(s/T)_z·[y_z = y] in nats, shaped as the task's log-probabilities.
 
     A query without any neighbour gets NaN, which `mix` reads as no opinion.
@@ -194,13 +206,14 @@ def neighbour_log_probs(found: Neighbours, memory: Memory, task: Task, temperatu
         memory: the documents' targets.
         task: turns targets into probabilities.
         temperature: T, above 0.
+        asked: the right tokens, where the task writes text and answers are about these alone.
     """
     import torch
 
     scores = torch.as_tensor(np.array(found.scores))
     shares = (scores / temperature).softmax(-1)
     targets = memory.targets.cpu()[torch.as_tensor(np.array(found.positions)).clamp(min=0)]
-    votes = task.vote(targets)
+    votes = task.vote(targets, asked)
     return (shares.reshape(*shares.shape, *[1] * (votes.dim() - 2)) * votes).sum(1).log()
 
 

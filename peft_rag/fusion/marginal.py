@@ -62,7 +62,7 @@ class MarginalFusion(ReadingFusion):
         passages = Passages(reader, documents, self.passage_tokens, self.template, self.show_labels)
         rows = encode_inputs(split, reader)
         for number, alone in enumerate(rows):
-            room = reader.max_length - len(alone["input_ids"]) - passages.joining
+            room = reader.max_length - sum(alone["pooled_mask"]) - passages.joining
             pairs = [pair for pair in found.row(number)[: self.k] if passages.that_fit([pair[0]], room)]
             if pairs:
                 example = split.examples[number]

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 TEMPLATE = "{labels}: {text}"
 _FIELDS = ("labels", "text")
 
+JOINT = "\n\n"
+"""What stands between passages and a prompt that is written on."""
+
 
 def check_template(template: str) -> None:
     """Raise on a template that does not show the text, or names what a document has not."""
@@ -44,6 +47,8 @@ def written(document: Document, template: str, *, show_labels: bool, task: Task 
     >>> written(Document("1", "rain", ("weather",)), "{labels}: {text}", show_labels=True)
     'weather: rain'
     """
+    if task is not None and template == TEMPLATE:
+        template = task.passage_template
     labels = (task.shown_labels(document) if task else ", ".join(document.labels)) if show_labels else ""
     return template.format(labels=labels, text=document.text) if labels else document.text
 
@@ -69,8 +74,10 @@ class Passages:
 
     @property
     def joining(self) -> int:
-        """Special tokens that a second segment costs."""
+        """Tokens that stand between input and passages."""
         tokenizer = self.reader.tokenizer
+        if self.reader.writes_on:
+            return len(tokenizer(JOINT, add_special_tokens=False)["input_ids"])
         return int(tokenizer.num_special_tokens_to_add(pair=True) - tokenizer.num_special_tokens_to_add(pair=False))
 
     def __getitem__(self, position: int) -> tuple[str, int]:
@@ -100,6 +107,8 @@ class Passages:
         The input stands first, where it stands without neighbours; before a causal backbone it stands last, because
         its tokens see nothing that follows.
         """
+        if self.reader.writes_on:
+            return self._before(example, list(positions))
         passages = " ".join(self[position][0] for position in positions)
         pair = (passages, example.text) if self.reader.causal else (example.text, passages)
         cut = "only_first" if self.reader.causal else "only_second"
@@ -111,6 +120,20 @@ class Passages:
         border = segments.index(1)
         pooled = [int((place >= border) == self.reader.causal) for place in range(len(segments))]
         return self.reader.with_pools(example, dict(encoded) | {"pooled_mask": pooled}, spans)
+
+    def _before(self, example: Example, positions: list[int]) -> dict[str, Any]:
+        """Tokenise passages and a prompt as one text, which a decoder goes on writing."""
+        from dataclasses import replace
+
+        while True:
+            passages = JOINT.join([*(self[position][0] for position in positions), example.text])
+            encoded = dict(self.reader.tokenizer(passages))
+            tokens = len(encoded["input_ids"])
+            if tokens <= self.reader.max_length or not positions:
+                own = len(self.reader.tokenizer(example.text, add_special_tokens=False)["input_ids"])
+                encoded["pooled_mask"] = [*[0] * (tokens - own), *[1] * own]
+                return self.reader.with_pools(replace(example, text=passages), encoded, ())
+            positions.pop()
 
     def _cut(self, text: str) -> tuple[str, int]:
         encoded = self.reader.tokenizer(

@@ -87,6 +87,15 @@ class Task(ABC):
         return 1
 
     @property
+    def generates(self) -> bool:
+        """Whether answers are written token by token by the backbone's own head: decisions are tokens then."""
+        return False
+
+    def with_tokenizer(self, tokenizer: Any) -> Self:
+        """Return this task knowing the backbone's tokenizer, where it counts in tokens."""
+        return self
+
+    @property
     def pools_spans(self) -> bool:
         """Whether decisions rest on parts of the text, which `pools` names, and not on all of it."""
         return False
@@ -125,6 +134,11 @@ class Task(ABC):
             RetrievalError: its labels are none of this task.
         """
         return Example(document.id, document.text, document.labels, where)
+
+    @property
+    def passage_template(self) -> str:
+        """How a labelled document is written beside an input, unless told otherwise."""
+        return "{labels}: {text}"
 
     def shown_labels(self, document: Document) -> str:
         """Write the labels of a document for a reader."""
@@ -172,8 +186,13 @@ class Task(ABC):
         return chosen.flatten(1).sum(-1)
 
     @abstractmethod
-    def vote(self, targets: Tensor) -> Tensor:
-        """Turn targets of labelled documents into probabilities shaped as `log_probs` gives them."""
+    def vote(self, targets: Tensor, asked: Tensor | None = None) -> Tensor:
+        """Turn targets of labelled documents into probabilities shaped as `log_probs` gives them.
+
+        Args:
+            targets: of K neighbours of each of R decisions, ``(R, K, …)``.
+            asked: the targets of the decisions ``(R, …)``, where answers are about these alone.
+        """
 
     @abstractmethod
     def evaluate(self, log_probs: Tensor, targets: Tensor, *, resamples: int = 1000, seed: int = 0) -> dict[str, Score]:

@@ -142,7 +142,7 @@ class TextClassification(Task):
     def loss(self, log_probs: Tensor, targets: Tensor) -> Tensor:
         return -log_probs.gather(-1, targets.unsqueeze(-1)).mean()
 
-    def vote(self, targets: Tensor) -> Tensor:
+    def vote(self, targets: Tensor, asked: Tensor | None = None) -> Tensor:
         """Return one-hot probabilities: ``(…)`` to ``(…, C)``, or ``(…, C)`` to ``(…, C, 2)`` when multi-label."""
         from torch.nn.functional import one_hot
 

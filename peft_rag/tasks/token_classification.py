@@ -199,7 +199,7 @@ class TokenClassification(Task):
     def right(self, log_probs: Tensor, targets: Tensor) -> Tensor:
         return super().right(log_probs, targets[:, 0])
 
-    def vote(self, targets: Tensor) -> Tensor:
+    def vote(self, targets: Tensor, asked: Tensor | None = None) -> Tensor:
         from torch.nn.functional import one_hot
 
         return one_hot(targets[..., 0], len(self.labels)).float()

@@ -1,0 +1,65 @@
+"""Neighbours' tokens and the model's, mixed while a text is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import LogitsProcessor
+
+from peft_rag.fusion.mixing import mix
+
+if TYPE_CHECKING:
+    from peft_rag.fusion.base import Memory
+
+
+class NeighbourTokens(LogitsProcessor):  # type: ignore[misc]
+    """p(v|x, y_<t) = λ·Σ_z π_z·[y_z = v] + (1-λ)·p_model(v), z over the states nearest to the one that predicts.
+
+    Dims: B rows, V tokens of the vocabulary, M remembered decisions, F of a state.
+    """
+
+    def __init__(self, memory: Memory, k: int, temperature: float, weight: float) -> None:
+        """Remember what is searched.
+
+        Args:
+            memory: of the training texts: their tokens, and the states that predict these.
+            k: neighbours that vote.
+            temperature: T of π = softmax(s/T).
+            weight: λ.
+        """
+        from peft_rag.fusion.knn import unit
+
+        assert memory.features is not None
+        self.keys, self.tokens = unit(memory.features), memory.targets[:, 0]
+        self.k, self.temperature, self.weight = k, temperature, weight
+        self.states: Tensor | None = None
+
+    @contextmanager
+    def listening(self, head: nn.Module) -> Iterator[None]:
+        """Note the last state that the head is given, within the block."""
+
+        def note(module: nn.Module, given: tuple[Any, ...]) -> None:
+            self.states = given[0][:, -1]
+
+        handle = head.register_forward_pre_hook(note)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Turn logits ``(B, V)`` into the mixture's log-probabilities."""
+        from peft_rag.fusion.knn import unit
+        from peft_rag.retrieval.vectors import exact_search
+
+        assert self.states is not None
+        found = exact_search(unit(self.states), self.keys, self.k)
+        shares = torch.as_tensor(found.scores / self.temperature).softmax(-1)
+        tokens = self.tokens[torch.as_tensor(found.positions).clamp(min=0)]
+        votes = torch.zeros(scores.shape).scatter_add(1, tokens, shares.float())
+        own = scores.float().log_softmax(-1)
+        return mix(own, votes.log(), self.weight).to(scores.device)

@@ -1,0 +1,78 @@
+"""Log-probabilities of given tokens by a backbone's own language-model head, computed for these tokens alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from peft_rag.errors import BackboneError
+
+if TYPE_CHECKING:
+    from peft_rag.backbone import Backbone
+
+
+def decoder_start(backbone: Backbone) -> int | None:
+    """Return the token with which an encoder-decoder's decoder starts; None for a backbone that is none."""
+    model = backbone.model
+    if not (model.can_generate() and getattr(model.config, "is_encoder_decoder", False)):
+        return None
+    for settings in (model.generation_config, model.config):
+        for name in ("decoder_start_token_id", "bos_token_id", "pad_token_id"):
+            if getattr(settings, name, None) is not None:
+                return int(getattr(settings, name))
+    return int(backbone.tokenizer.pad_token_id)
+
+
+def check_writes(backbone: Backbone, generates: bool) -> None:
+    """Raise `BackboneError` where a task that writes meets a backbone without the head for it."""
+    if generates and not backbone.model.can_generate():
+        raise BackboneError(
+            f"backbone '{backbone.name}' was loaded without the head by which it writes, but the task writes text. Load "
+            "it with load_backbone(name, head='any'), or name a decoder or an encoder-decoder."
+        )
+
+
+def head_of(backbone: nn.Module) -> nn.Module:
+    """Return the layer that turns states into logits over the vocabulary."""
+    plain: Any = backbone.get_base_model() if hasattr(backbone, "get_base_model") else backbone
+    head: nn.Module = plain.get_output_embeddings()
+    return head
+
+
+def token_log_probs(
+    backbone: nn.Module,
+    inputs: dict[str, Tensor],
+    width: int,
+    pool_inputs: Tensor,
+    pool_tokens: Tensor,
+    gold: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Return log p(gold) in nats ``(R,)`` and the states that predict them ``(R, D)``.
+
+    The head is given the states of R places instead of those of all tokens, so that logits over a large vocabulary are
+    computed for what counts only; whatever else the backbone does to states and logits, it does here too.
+
+    Args:
+        backbone: a decoder or an encoder-decoder, with its head, under any method.
+        inputs: what it reads.
+        width: tokens of the input that places are counted in; what stands before these is virtual.
+        pool_inputs: the input of each place, ``(R,)``.
+        pool_tokens: the token there whose successor is judged, ``(R, 1)``, of the decoder's input where there is one.
+        gold: the successor, ``(R,)``.
+    """
+    states: list[Tensor] = []
+
+    def choose(module: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden = given[0]
+        before = hidden.shape[1] - width
+        states.append(hidden[pool_inputs, before + pool_tokens[:, 0]])
+        return (states[0], *given[1:])
+
+    handle = head_of(backbone).register_forward_pre_hook(choose)
+    try:
+        logits = backbone(**inputs, use_cache=False).logits
+    finally:
+        handle.remove()
+    log_probs: Tensor = logits.float().log_softmax(-1).gather(-1, gold.unsqueeze(-1)).squeeze(-1)
+    return log_probs, states[0]

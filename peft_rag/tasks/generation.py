@@ -1,0 +1,259 @@
+"""What tasks share whose answer is a text that the backbone writes.
+
+An answer y of tokens y_1 … y_R is R decisions: log p(y|x) = Σ_t log p(y_t | x, y_<t). Tensors of answers hold the
+log-probability of the token that is right, ``(R,)``, and no more: a vocabulary has a hundred thousand others. Features
+are the states that the tokens are predicted from, so that a fusion may search among them.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from typing_extensions import Self
+
+from peft_rag.errors import ConfigError, DataError
+from peft_rag.tasks.base import LEAST_LOG_PROB, Example, Task
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from peft_rag.corpus import Document
+    from peft_rag.evaluation.bootstrap import Score
+
+TEXT_METRICS = ("bleu", "chrf", "rouge1", "rouge2", "rougeL")
+
+
+@dataclass(frozen=True)
+class Generation(Task):
+    """A text that the backbone writes; see the module.
+
+    Attributes:
+        id_field: field that names a record; running numbers where it is missing.
+        group_field: field whose equals never retrieve each other; none if empty.
+        target_length: tokens of an answer at most, its end included.
+        scored: how many texts of a split are written and scored; 0 for none. Likelihood is measured on all.
+        decoding: any of `transformers.GenerationConfig`'s names, such as ``num_beams``; greedy if empty.
+        choices: if there are any, the answer is one of these.
+        tokenizer: the backbone's; no setting.
+    """
+
+    id_field: str = "id"
+    group_field: str = ""
+    target_length: int = 64
+    scored: int = 200
+    decoding: dict[str, Any] = field(default_factory=dict)
+    choices: tuple[str, ...] = ()
+    tokenizer: Any = field(default=None, repr=False, compare=False)
+    _known: dict[str, list[int]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "choices", tuple(self.choices))
+        if self.target_length < 2:
+            raise ConfigError(f"task.target_length is {self.target_length}; a token and the end need two at least.")
+        if self.scored < 0:
+            raise ConfigError(f"task.scored is {self.scored}; it must not be below 0.")
+        check_decoding(self.decoding)
+
+    @property
+    def main_metric(self) -> str:
+        """The geometric mean of the right tokens' probabilities: 1/perplexity, so that more is better."""
+        return "likelihood"
+
+    @property
+    @abstractmethod
+    def text_metrics(self) -> tuple[str, ...]:
+        """Names of the scores of written texts."""
+
+    @property
+    def one_decision(self) -> bool:
+        return False
+
+    @property
+    def generates(self) -> bool:
+        return True
+
+    def with_tokenizer(self, tokenizer: Any) -> Self:
+        return replace(self, tokenizer=tokenizer)
+
+    def with_labels_of(self, examples: Sequence[Example]) -> Self:
+        return self
+
+    def stratum(self, example: Example) -> tuple[str, ...]:
+        return ()
+
+    def example_of(self, document: Document, where: str) -> Example:
+        return Example(document.id, document.text, document.labels or None, where, document.group)
+
+    @property
+    def passage_template(self) -> str:
+        return "{text} {labels}"
+
+    def shown_labels(self, document: Document) -> str:
+        return document.labels[0] if document.labels else ""
+
+    def response_ids(self, example: Example) -> list[int]:
+        """Return the tokens of the right answer, the end among them; none where it is not known."""
+        if not example.labels:
+            return []
+        text = example.labels[0]
+        if text not in self._known:
+            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            end = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
+            self._known[text] = [*ids[: self.target_length - len(end)], *end]
+        return self._known[text]
+
+    def decisions(self, example: Example) -> int:
+        return len(self.response_ids(example))
+
+    def targets(self, examples: Sequence[Example]) -> Tensor:
+        """Return each right token and whether it is its answer's first, ``(R, 2)``."""
+        import torch
+
+        rows = [(token, int(place == 0)) for one in examples for place, token in enumerate(self.response_ids(one))]
+        return torch.tensor(rows, dtype=torch.long).reshape(-1, 2)
+
+    def check_prompt(self, example: Example, tokens: int, room: int) -> None:
+        """Raise `DataError` where a decoder's prompt would lose its end."""
+        if tokens > room:
+            raise DataError(
+                f"{example.where or 'the prompt'}: the prompt has {tokens:,} tokens, but max_length leaves {room:,} "
+                f"beside an answer of {self.target_length}. Raise --max_length, lower --task.target_length, or shorten it."
+            )
+
+    def with_response(self, example: Example, encoded: dict[str, Any], *, start: int | None) -> dict[str, Any]:
+        """Add to an encoded input what the backbone is taught to write.
+
+        Args:
+            example: its answer may be unknown.
+            encoded: the input.
+            start: the token that an encoder-decoder's decoder starts with; None for a decoder, which goes on writing.
+        """
+        from peft_rag.fusion.base import GOLD, POOLS
+
+        gold = self.response_ids(example)
+        if not gold:
+            return encoded
+        if start is not None:
+            places = range(len(gold))
+            return encoded | {"decoder_input_ids": [start, *gold[:-1]], POOLS: _one_token_each(places), GOLD: gold}
+        ids = encoded["input_ids"] or [self._begin()]
+        own = len(ids)
+        longer = {name: [*values, *[0] * (len(gold) - 1)] for name, values in encoded.items()}
+        longer |= {"input_ids": [*ids, *gold[:-1]], "attention_mask": [1] * (own + len(gold) - 1)}
+        longer["pooled_mask"] = [*[1] * own, *[0] * (len(gold) - 1)]
+        return longer | {POOLS: _one_token_each(range(own - 1, own + len(gold) - 1)), GOLD: gold}
+
+    def _begin(self) -> int:
+        begin = self.tokenizer.bos_token_id
+        return int(self.tokenizer.eos_token_id if begin is None else begin)
+
+    def make_head(self, hidden_size: int) -> nn.Module:
+        """Return nothing to train: the backbone's own head writes."""
+        from torch import nn
+
+        return nn.Identity()
+
+    def fit_head(self, head: nn.Module, features: Tensor, targets: Tensor, strength: float | None = None) -> None:
+        """Leave the backbone's head as it is."""
+
+    def features(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        raise NotImplementedError("the backbone's own head reads the states of single tokens")
+
+    def log_probs(self, logits: Tensor) -> Tensor:
+        return logits.float().log_softmax(-1)
+
+    def loss(self, log_probs: Tensor, targets: Tensor) -> Tensor:
+        return -log_probs.clamp(min=LEAST_LOG_PROB).mean()
+
+    def log_likelihood(self, log_probs: Tensor, targets: Tensor) -> Tensor:
+        return log_probs.clamp(min=LEAST_LOG_PROB)
+
+    def right(self, log_probs: Tensor, targets: Tensor) -> Tensor:
+        """Return the probability of each right token."""
+        return log_probs.exp()
+
+    def vote(self, targets: Tensor, asked: Tensor | None = None) -> Tensor:
+        """Return 1 for each neighbour whose token is the right one, ``(R, K)``; of its own token all are sure."""
+        import torch
+
+        if asked is None:
+            return torch.ones(targets.shape[:-1])
+        return (targets[..., 0] == asked[:, :1].to(targets.device)).float()
+
+    def evaluate(self, log_probs: Tensor, targets: Tensor, *, resamples: int = 1000, seed: int = 0) -> dict[str, Score]:
+        """Return likelihood and perplexity of the right tokens, resampled over examples."""
+        from peft_rag.evaluation.bootstrap import bootstrap
+
+        begins = targets[:, 1].cpu().numpy()
+        owner = np.cumsum(begins) - 1
+        sums = np.bincount(owner, log_probs.clamp(min=LEAST_LOG_PROB).double().cpu().numpy())
+        counts = np.bincount(owner)
+
+        def likelihood(sums: Any, counts: Any) -> float:
+            return math.exp(sums.sum() / counts.sum())
+
+        mean = bootstrap(likelihood, sums, counts, resamples=resamples, seed=seed)
+        perplexity = replace(mean, value=1 / mean.value, low=1 / mean.high, high=1 / mean.low, percent=False)
+        return {"likelihood": mean, "perplexity": perplexity}
+
+    def score_texts(
+        self, texts: Sequence[str], examples: Sequence[Example], *, resamples: int = 1000, seed: int = 0
+    ) -> dict[str, Score]:
+        """Score written texts against the right ones; an example may have several."""
+        from peft_rag.evaluation.answers import answer_scores
+        from peft_rag.evaluation.texts import text_scores
+
+        references = [list(example.labels or ("",)) for example in examples]
+        chosen = tuple(name for name in self.text_metrics if name in TEXT_METRICS)
+        scores = text_scores(texts, references, metrics=chosen, resamples=resamples, seed=seed) if chosen else {}
+        answers = answer_scores(texts, references, resamples=resamples, seed=seed)
+        known = scores | answers
+        return {name: known[name] for name in self.text_metrics}
+
+    def decode(self, log_probs: Tensor, examples: Sequence[Example]) -> list[tuple[tuple[str, ...], float]]:
+        raise NotImplementedError("a text is written by peft_rag.generation")
+
+    def answer(self, example: Example, labels: tuple[str, ...]) -> dict[str, Any]:
+        return {"answer": labels[0] if labels else ""}
+
+    def to_dict(self) -> dict[str, Any]:
+        settings = asdict(replace(self, tokenizer=None))
+        return {name: value for name, value in settings.items() if name not in ("tokenizer", "_known")}
+
+
+def check_decoding(options: dict[str, Any]) -> None:
+    """Raise `ConfigError` on a name that `transformers.GenerationConfig` does not have."""
+    if not options:
+        return
+    from transformers import GenerationConfig
+
+    from peft_rag.registry import suggest
+
+    known = sorted(name for name in vars(GenerationConfig()) if not name.startswith("_"))
+    for name in options:
+        if name not in known:
+            raise ConfigError(
+                f"unknown way of decoding '{name}'.{suggest(name, known)} Every name of transformers.GenerationConfig "
+                "is taken, such as num_beams, do_sample, temperature, top_p, repetition_penalty, stop_strings."
+            )
+
+
+def checked_text(value: Any, where: str, name: str, flag: str) -> str:
+    """Return a text that is not empty.
+
+    Raises:
+        DataError: it is none.
+    """
+    if not isinstance(value, str) or not value.strip():
+        what = "is empty" if isinstance(value, str) else f"holds {value!r}, not text"
+        raise DataError(f"{where}: field '{name}' {what}. Name the field with {flag}, or remove the record.")
+    return value
+
+
+def _one_token_each(places: range) -> list[list[list[int]]]:
+    return [[[place]] for place in places]

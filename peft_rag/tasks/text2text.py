@@ -1,0 +1,73 @@
+"""Text to text: translation, summarisation, answers to questions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from peft_rag.records import Record, name_field, text_field
+from peft_rag.tasks.base import Example
+from peft_rag.tasks.generation import Generation
+
+
+@dataclass(frozen=True)
+class Text2Text(Generation):
+    """A target text for each source text, written by an encoder-decoder, or by a decoder after the source.
+
+    p(y|x) = Π_t p(y_t | x, y_<t) over the target's tokens and its end. A decoder reads the source through ``prompt``.
+
+    Attributes:
+        source_field, target_field: fields of a record that hold the text, and what is to be written; a list of targets
+            are several right ones, of which the first is learned.
+        prompt: how the source is put to the backbone, with ``{source}`` in it; for a decoder it should end where the
+            answer begins.
+        id_field: field that names a record; running numbers where it is missing.
+        group_field: field whose equals never retrieve each other; none if empty.
+        target_length: tokens of an answer at most, its end included.
+        scored: how many texts of a split are written and scored; 0 for none. Likelihood is measured on all.
+        decoding: any of `transformers.GenerationConfig`'s names, such as ``num_beams``; greedy if empty.
+        choices: if there are any, the answer is one of these.
+        tokenizer: the backbone's; no setting.
+    """
+
+    source_field: str = "source"
+    target_field: str = "target"
+    prompt: str = "{source}"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_prompt(self.prompt, "source")
+
+    @property
+    def text_metrics(self) -> tuple[str, ...]:
+        return ("bleu", "chrf", "rougeL", "exact_match", "f1")
+
+    def read(self, records: Sequence[Record], *, labelled: bool = True) -> list[Example]:
+        examples = []
+        for number, record in enumerate(records, start=1):
+            source = text_field(record, self.source_field, "--task.source_field")
+            targets = None
+            if labelled:
+                given = record.fields.get(self.target_field)
+                several = given if isinstance(given, list) and given else [None]
+                one = Record({self.target_field: several[0]}, record.source, record.line, record.unit)
+                first = one if isinstance(given, list) else record
+                targets = (text_field(first, self.target_field, "--task.target_field"), *several[1:])
+            named = name_field(record, self.id_field) or str(number)
+            group = name_field(record, self.group_field)
+            text = self.prompt.replace("{source}", source)
+            examples.append(Example(named, text, targets, record.where, group))
+        return examples
+
+    def as_example(self, text: str, identity: str) -> Example:
+        return Example(identity, self.prompt.replace("{source}", text))
+
+
+def check_prompt(prompt: str, field: str) -> None:
+    """Raise `ConfigError` where a prompt does not show its field."""
+    from peft_rag.errors import ConfigError
+
+    if f"{{{field}}}" not in prompt:
+        raise ConfigError(
+            f"task.prompt is {prompt!r}, which does not show {{{field}}}. Write for example '{{{field}}}'."
+        )
