@@ -15,9 +15,9 @@ SOURCES = sorted([*CORE.rglob("*.py"), *ADAPTERS.rglob("*.py")])
 
 LAYERS = [
     {"errors"},
-    {"registry", "files", "fingerprint", "packaged", "hub", "pages", "quiet", "stacks", "text_files", "tuner"},
-    {"config", "parts", "records"},
-    {"corpus"},
+    {"registry", "files", "fingerprint", "hub", "pages", "places", "quiet", "stacks", "text_files", "tuner"},
+    {"config", "packaged", "parts", "records"},
+    {"corpus", "preparation"},
     {"demo", "evaluation", "retrieval"},
     {"tasks"},
     {"data", "fusion", "long_inputs"},
