@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from peft_rag.errors import ConfigError
 
@@ -37,7 +37,7 @@ class BackboneName:
             raise ConfigError(f"load_in is '{self.load_in}'. Choose {' or '.join(BITS)}, or leave it out.")
         if self.warm and self.load_in:
             raise ConfigError(
-                f"'{self.place}' cannot be an encoder-decoder in {self.load_in}: its cross-attention is new and must be "
+                f"'{self.place}' cannot start an encoder-decoder in {self.load_in}: its new cross-attention must be "
                 "trained. Leave load_in out."
             )
 
@@ -60,7 +60,3 @@ class BackboneName:
     def __str__(self) -> str:
         """Write it as `parse` reads it."""
         return ":".join([*([self.load_in] if self.load_in else []), *([_WARM] if self.warm else []), self.place])
-
-    def at(self, place: str) -> BackboneName:
-        """Return the same, lying elsewhere."""
-        return replace(self, place=place)

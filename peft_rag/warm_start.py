@@ -15,12 +15,14 @@ if TYPE_CHECKING:
 def warm_start(name: str, location: str, tokenizer: Any, **loading: Any) -> PreTrainedModel:
     """Make an encoder-decoder whose encoder and decoder both start as one pretrained encoder.
 
-    One table of word embeddings serves encoder, decoder and output. New are the decoder's cross-attention and, where the
-    checkpoint holds none, the transform before the output: they start at random, from the name of each tensor, so that
-    they are the same at each load and on every machine. **What is new has learned nothing.** Until it is trained the
-    model produces noise, and a method that leaves it frozen can only steer that noise: train it in full (``full``), or
-    put LoRA on the cross-attention (its default targets there include it) and expect less. The encoder was never taught
-    to write; thousands of pairs are needed where a pretrained encoder-decoder needs hundreds.
+    One table of word embeddings serves encoder, decoder and output. New are the decoder's cross-attention and, where
+    the checkpoint holds none, the transform before the output: they start at random, drawn from the name of each
+    tensor, so that they are the same at each load and on every machine.
+
+    **What is new has learned nothing, and the encoder was never taught to write.** Until both are trained the model
+    produces noise. Train it in full (``full``), or with LoRA on the cross-attention and the transform
+    (``target_modules=all-linear``); a method that leaves them as they are can only steer noise. Even then expect far
+    less than of a pretrained encoder-decoder, and need far more pairs.
 
     Source: Rothe et al. 2020, arXiv:1907.12461 (BERT2BERT with shared embeddings).
 

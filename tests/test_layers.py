@@ -15,8 +15,21 @@ SOURCES = sorted([*CORE.rglob("*.py"), *ADAPTERS.rglob("*.py")])
 
 LAYERS = [
     {"errors"},
-    {"registry", "files", "fingerprint", "hub", "pages", "places", "quiet", "stacks", "text_files", "tuner"},
-    {"config", "packaged", "parts", "records"},
+    {
+        "backbone_name",
+        "registry",
+        "files",
+        "fingerprint",
+        "hub",
+        "pages",
+        "places",
+        "quantised",
+        "quiet",
+        "stacks",
+        "text_files",
+        "tuner",
+    },
+    {"config", "packaged", "parts", "records", "warm_start"},
     {"corpus", "preparation"},
     {"demo", "evaluation", "retrieval"},
     {"tasks"},
