@@ -194,7 +194,7 @@ def prepare(config: RunConfig, working: Path, say: Say) -> Prepared:
         leak_threshold=config.leak_threshold,
         min_score=config.min_score,
     )
-    backbone = load_backbone(config.backbone, head="any" if splits.task.generates else "none")
+    backbone = load_backbone(config.backbone_name, head="any" if splits.task.generates else "none")
     model = RetrievalAugmentedModel(
         backbone,
         splits.task,
@@ -302,7 +302,7 @@ def read_data(config: RunConfig) -> Splits:
     if task.generates:
         from peft_rag.backbone import load_tokenizer
 
-        task = task.with_tokenizer(load_tokenizer(config.backbone))
+        task = task.with_tokenizer(load_tokenizer(config.backbone_name))
     return read_splits(
         task,
         train=config.train,

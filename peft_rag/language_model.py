@@ -28,8 +28,8 @@ def check_writes(backbone: Backbone, generates: bool) -> None:
     """Raise `BackboneError` where a task that writes meets a backbone without the head for it."""
     if generates and not backbone.model.can_generate():
         raise BackboneError(
-            f"backbone '{backbone.name}' was loaded without the head by which it writes, but the task writes text. Load "
-            "it with load_backbone(name, head='any'), or name a decoder or an encoder-decoder."
+            f"backbone '{backbone.name}' was loaded without the head by which it writes, but the task writes text. "
+            "Load it with load_backbone(name, head='any'), or name a decoder or an encoder-decoder."
         )
 
 

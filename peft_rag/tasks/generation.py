@@ -122,7 +122,8 @@ class Generation(Task):
         if tokens > room:
             raise DataError(
                 f"{example.where or 'the prompt'}: the prompt has {tokens:,} tokens, but max_length leaves {room:,} "
-                f"beside an answer of {self.target_length}. Raise --max_length, lower --task.target_length, or shorten it."
+                f"beside an answer of {self.target_length}. Raise --max_length, lower --task.target_length, "
+                "or shorten it."
             )
 
     def with_response(self, example: Example, encoded: dict[str, Any], *, start: int | None) -> dict[str, Any]:
