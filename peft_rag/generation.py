@@ -17,6 +17,7 @@ from peft_rag.errors import ConfigError
 from peft_rag.fusion.base import PASSAGES, Fusion, Split
 from peft_rag.fusion.batching import tokens_in
 from peft_rag.language_model import head_of
+from peft_rag.methods import quiet_peft
 from peft_rag.tasks.base import Example
 from peft_rag.tasks.generation import Generation
 
@@ -125,7 +126,7 @@ def _written(
     if mixed is not None:
         options["logits_processor"] = [mixed]
     hearing = mixed.listening(head_of(model.backbone)) if mixed is not None else nullcontext()
-    with torch.no_grad(), hearing:
+    with torch.no_grad(), hearing, quiet_peft():
         given = model.backbone.generate(**inputs, **options, output_scores=True, return_dict_in_generate=True)
     new = given.sequences[:, -len(given.scores) :] if len(given.scores) else given.sequences[:, :0]
     beams = getattr(given, "beam_indices", None)

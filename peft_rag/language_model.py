@@ -10,6 +10,7 @@ from peft_rag.errors import BackboneError
 
 if TYPE_CHECKING:
     from peft_rag.backbone import Backbone
+    from peft_rag.tasks.base import Task
 
 
 def decoder_start(backbone: Backbone) -> int | None:
@@ -24,9 +25,16 @@ def decoder_start(backbone: Backbone) -> int | None:
     return int(backbone.tokenizer.pad_token_id)
 
 
-def check_writes(backbone: Backbone, generates: bool) -> None:
-    """Raise `BackboneError` where a task that writes meets a backbone without the head for it."""
-    if generates and not backbone.model.can_generate():
+def check_writes(backbone: Backbone, task: Task) -> None:
+    """Raise `BackboneError` where a task that writes meets a backbone that cannot."""
+    if not task.generates:
+        return
+    if task.goes_on and decoder_start(backbone) is not None:
+        raise BackboneError(
+            f"backbone '{backbone.name}' is an encoder-decoder, but the task writes on where its prompt ends. Name a "
+            "decoder, or take the task text2text."
+        )
+    if not backbone.model.can_generate():
         raise BackboneError(
             f"backbone '{backbone.name}' was loaded without the head by which it writes, but the task writes text. "
             "Load it with load_backbone(name, head='any'), or name a decoder or an encoder-decoder."

@@ -79,7 +79,7 @@ class RetrievalAugmentedModel(nn.Module):
         self.adapter = "default"
         self.reports: dict[str, AttachReport] = {}
         task = task.with_tokenizer(self.tokenizer)
-        check_writes(backbone, task.generates)
+        check_writes(backbone, task)
         self.tasks: dict[str, Task] = {self.adapter: task}
         self.fusions: dict[str, Fusion] = {self.adapter: fusion or NoFusion()}
         self.gates: dict[str, float] = {}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import Self
 
 from peft_rag.errors import RetrievalError
+from peft_rag.tasks.base import POOLS
 from peft_rag.tasks.generation import Generation
 
 if TYPE_CHECKING:
@@ -33,12 +34,6 @@ PASSAGES = "passages"
 
 SCORES = "scores"
 """Key of the similarities, one for each of the inputs under `PASSAGES`."""
-
-POOLS = "pools"
-"""Key of the tokens that each decision on an input rests on (`peft_rag.tasks.base.Pools`); none where on the whole."""
-
-GOLD = "gold"
-"""Key of the tokens that are right, one a decision, where the task writes text."""
 
 VECTORS = "vectors"
 """Key of the vectors ``(K, V)`` of the neighbours under `READ`, for a fusion that works on these."""

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from peft_rag.fusion.base import GOLD, PASSAGES, POOLS, READ, SCORES, VECTORS
+from peft_rag.fusion.base import PASSAGES, READ, SCORES, VECTORS
+from peft_rag.tasks.base import GOLD, POOLS
 
 PASSAGE_ROWS = "passage_rows"
 """Which answers belong to each decision, one for each input of its example, ``(R, K)``; -1 where it has fewer."""

@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from peft_rag.records import Record
 
 
+POOLS = "pools"
+"""Key of the tokens that each decision on an input rests on (`Pools`); none where on the whole."""
+
+GOLD = "gold"
+"""Key of the tokens that are right, one a decision, where the task writes text."""
+
 LEAST_LOG_PROB = -100.0
 """What a log-probability counts as at least, in nats, where sums and differences must stay finite; torch's binary
 cross-entropy draws the same line."""
@@ -89,6 +95,11 @@ class Task(ABC):
     @property
     def generates(self) -> bool:
         """Whether answers are written token by token by the backbone's own head: decisions are tokens then."""
+        return False
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it writes on where a prompt ends, which only a decoder can."""
         return False
 
     def with_tokenizer(self, tokenizer: Any) -> Self:

@@ -17,7 +17,7 @@ import numpy as np
 from typing_extensions import Self
 
 from peft_rag.errors import ConfigError, DataError
-from peft_rag.tasks.base import LEAST_LOG_PROB, Example, Task
+from peft_rag.tasks.base import GOLD, LEAST_LOG_PROB, POOLS, Example, Task
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -134,8 +134,6 @@ class Generation(Task):
             encoded: the input.
             start: the token that an encoder-decoder's decoder starts with; None for a decoder, which goes on writing.
         """
-        from peft_rag.fusion.base import GOLD, POOLS
-
         gold = self.response_ids(example)
         if not gold:
             return encoded

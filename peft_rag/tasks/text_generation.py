@@ -60,6 +60,10 @@ class TextGeneration(Generation):
     def text_metrics(self) -> tuple[str, ...]:
         return () if self.form == "text" else ("exact_match", "f1", "rougeL", "chrf")
 
+    @property
+    def goes_on(self) -> bool:
+        return True
+
     def read(self, records: Sequence[Record], *, labelled: bool = True) -> list[Example]:
         return [self._read(number, record, labelled) for number, record in enumerate(records, start=1)]
 

@@ -15,6 +15,7 @@ from peft_rag.backbone import as_backbone
 from peft_rag.decisions import Decisions
 from peft_rag.errors import ConformanceError
 from peft_rag.fusion.base import Split
+from peft_rag.generation import write
 from peft_rag.methods import resolve
 from peft_rag.model import RetrievalAugmentedModel
 from peft_rag.records import Record
@@ -28,6 +29,7 @@ ROWS = "answers, targets and decisions are as many"
 SUM = "probabilities sum to one"
 LOSS = "the loss is the mean negative log-likelihood"
 PERFECT = "right answers score 1, and decode to what they are right about"
+WRITES = "a text that is written does not depend on what it is batched with"
 BATCH = "an answer does not depend on what it is batched with"
 FROZEN = "training leaves the backbone as it was"
 LEARNS = "training lowers the loss, and every trained tensor receives a gradient"
@@ -74,7 +76,10 @@ class _Case:
 
     def model(self, task: Task) -> RetrievalAugmentedModel:
         """Make the model, the same weights at each call, its method attached."""
-        backbone = as_backbone(headless(self.make_backbone()), word_tokenizer(), "tiny")
+        tokenizer, plain = word_tokenizer(), self.make_backbone()
+        if task.generates:
+            tokenizer.eos_token = "[SEP]"
+        backbone = as_backbone(plain if task.generates else headless(plain), tokenizer, "tiny")
         torch.manual_seed(0)
         model = RetrievalAugmentedModel(backbone, task, max_length=_MAX_LENGTH)
         model.progress_bars = False
@@ -90,8 +95,9 @@ def check_task(
 
     Records are read with labels and without; settings survive JSON; answers, targets and decisions are as many;
     probabilities sum to one and the loss is their mean negative logarithm; right answers score 1 and decode to what
-    they are right about; an answer does not depend on its batch; training lowers the loss, gives a gradient to every
-    trained tensor and changes nothing of the backbone; the trained tensors in a fresh model give the same answers.
+    they are right about, or a text that is written does not depend on its batch; an answer does not depend on its
+    batch; training lowers the loss, gives a gradient to every trained tensor and changes nothing of the backbone; the
+    trained tensors in a fresh model give the same answers.
 
     Args:
         task: as a user makes it, knowing no labels yet.
@@ -111,7 +117,8 @@ def check_task(
     examples = _check_reading(case)
     learned = task.with_labels_of(examples)
     model = case.model(learned)
-    _check_settings(case, learned, examples)
+    _check_settings(case, model.task)
+    _check_decoding(case, model, examples)
     _check_answers(case, model, examples)
     _check_training(case, model, examples)
     return TaskCheck(tuple(case.checked))
@@ -130,11 +137,18 @@ def _check_reading(case: _Case) -> list[Example]:
     return examples
 
 
-def _check_settings(case: _Case, task: Task, examples: Sequence[Example]) -> None:
+def _check_settings(case: _Case, task: Task) -> None:
     with case.property(OPTIONS):
         again = type(task).from_dict(json.loads(json.dumps(task.to_dict())))
         if again != task:
             raise ConformanceError(f"{OPTIONS}: {task} came back as {again}")
+
+
+def _check_decoding(case: _Case, model: RetrievalAugmentedModel, examples: Sequence[Example]) -> None:
+    task = model.task
+    if task.generates:
+        _check_writing(case, model, examples)
+        return
     with case.property(PERFECT):
         targets = task.targets(examples)
         perfect = task.vote(targets).clamp(min=1e-9).log()
@@ -156,17 +170,28 @@ def _check_answers(case: _Case, model: RetrievalAugmentedModel, examples: Sequen
         rows |= {"features": len(outputs.features), "right": len(task.right(outputs.log_probs, targets))}
         if len(set(rows.values())) != 1:
             raise ConformanceError(f"{ROWS}: {rows}")
-    with case.property(SUM):
-        expect_close(SUM, outputs.log_probs.exp().sum(-1), torch.ones(outputs.log_probs.shape[:-1]))
+    if not task.generates:
+        with case.property(SUM):
+            expect_close(SUM, outputs.log_probs.exp().sum(-1), torch.ones(outputs.log_probs.shape[:-1]))
     with case.property(LOSS):
         likelihood = task.log_likelihood(outputs.log_probs, targets)
-        labels = outputs.log_probs[..., 0].numel()
+        labels = len(outputs.log_probs) if task.generates else outputs.log_probs[..., 0].numel()
         expect_close(LOSS, task.loss(outputs.log_probs, targets), -likelihood.sum() / labels)
     with case.property(BATCH):
         expect_close(BATCH, outputs.log_probs, model.outputs(split, batch_size=1).log_probs)
         for place in range(len(examples)):
             alone = model.outputs(Split(examples[place : place + 1])).log_probs
             expect_close(BATCH, outputs.log_probs[decisions.take([place])], alone)
+
+
+def _check_writing(case: _Case, model: RetrievalAugmentedModel, examples: Sequence[Example]) -> None:
+    with case.property(WRITES):
+        together = write(model, examples)
+        for example, (text, probability) in zip(examples, together, strict=True):
+            alone, own = write(model, [example])[0]
+            if alone != text or abs(own - probability) > 1e-4:
+                raise ConformanceError(f"{WRITES}: '{text}' in a batch, '{alone}' alone")
+        json.dumps([model.task.answer(example, ("w1",)) for example in examples])
 
 
 def _check_training(case: _Case, model: RetrievalAugmentedModel, examples: Sequence[Example]) -> None:
