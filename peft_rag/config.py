@@ -157,16 +157,16 @@ def from_mapping(settings: Mapping[str, Any], where: str = "the configuration") 
                 raise ConfigError(
                     f"{where}: '{name}' names no part.{suggest(part, list(PARTS))} Parts: {', '.join(PARTS)}."
                 )
-            options.setdefault(part, {})[option] = _number(value)
+            options.setdefault(part, {})[option] = as_number(value)
         elif name in PARTS and isinstance(value, Mapping):
-            rest = {key: _number(entry) for key, entry in value.items()}
+            rest = {key: as_number(entry) for key, entry in value.items()}
             if "name" in rest:
                 chosen[name] = _coerced(name, rest.pop("name"), ours[name].default, where)
             options[name] = rest | options.get(name, {})
         elif name in ours:
             chosen[name] = _coerced(name, value, ours[name].default, where)
         else:
-            training[name] = _number(value)
+            training[name] = as_number(value)
     _check_training_names(training, list(ours), where)
     return RunConfig(**chosen, options=options, training=training)
 
@@ -222,7 +222,7 @@ def _coerced(name: str, value: Any, default: Any, where: str) -> Any:
     if default is None and value in (None, "none"):
         return None
     wanted = float if default is None else type(default if default is not MISSING else "")
-    given = _number(value)
+    given = as_number(value)
     if wanted is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
         return str(value)
     if wanted is float and isinstance(given, (int, float)) and not isinstance(given, bool):
@@ -236,10 +236,10 @@ def _article(wanted: type) -> str:
     return {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}[wanted]
 
 
-def _number(value: Any) -> Any:
+def as_number(value: Any) -> Any:
     """Read numbers and booleans that YAML or the shell left as text, such as 3e-4.
 
-    >>> _number("3e-4"), _number("8"), _number("true"), _number("query")
+    >>> as_number("3e-4"), as_number("8"), as_number("true"), as_number("query")
     (0.0003, 8, True, 'query')
     """
     if not isinstance(value, str):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -13,23 +13,21 @@ from torch import Tensor, nn
 
 from peft_rag.attribution import explained
 from peft_rag.backbone import Backbone, check_length
-from peft_rag.decisions import Decisions
+from peft_rag.encoding import encode_split
 from peft_rag.errors import ConfigError, MethodError, RetrievalError
-from peft_rag.files import sha256_of_json
-from peft_rag.fusion.base import Fusion, Memory, Outputs, Reader, Split
+from peft_rag.fusion.base import Fusion, Memory, Outputs, Split
 from peft_rag.fusion.batching import collate
 from peft_rag.fusion.mixing import mix
 from peft_rag.fusion.none import NoFusion
 from peft_rag.generation import write
-from peft_rag.knowledge import Knowledge, labelled_examples
+from peft_rag.knowledge import Knowledge
 from peft_rag.language_model import check_writes, decoder_start, token_log_probs
 from peft_rag.methods import AttachReport, attach, disabled
 from peft_rag.pooling import mean_pools
 from peft_rag.prediction import Prediction
 from peft_rag.reading import read_split
-from peft_rag.retrieval.cache import cached_arrays
+from peft_rag.remembering import remember
 from peft_rag.tasks.base import Example, Task
-from peft_rag.tasks.generation import Generation
 
 if TYPE_CHECKING:
     from peft_rag.evaluation.bootstrap import Score
@@ -278,27 +276,8 @@ class RetrievalAugmentedModel(nn.Module):
         return collate(rows, self.tokenizer.pad_token_id or 0)
 
     def encode(self, split: Split, *, fusion: Fusion | None = None) -> list[dict[str, Any]]:
-        """Tokenise a split as a fusion reads it, `effective_fusion` by default.
-
-        Labelled examples carry their targets as ``labels``. Texts beyond the window are condensed first
-        where the active adapter has learned how (`long_inputs`).
-        """
-        if self.adapter in self.long_inputs:
-            bar = "chunks" if self.progress_bars and len(split) > 1 else None
-            split = replace(split, examples=self.long_inputs[self.adapter].read(split.examples, bar))
-        corpus = self.knowledge.corpus if self.knowledge else None
-        embed = self.knowledge.embed if self.knowledge else None
-        start, room = self.decoder_start, self.max_length
-        if isinstance(self.task, Generation) and start is None:
-            room -= self.task.target_length
-        causal = self.source.is_causal and start is None
-        reader = Reader(self.tokenizer, room, causal, embed, self.task, start)
-        rows = (fusion or self.effective_fusion).encode(split, corpus, reader)
-        if split.examples and all(example.labels is not None for example in split.examples):
-            targets, decisions = self.task.targets(split.examples), Decisions.on(self.task, split.examples)
-            for number, row in enumerate(rows):
-                row["labels"] = targets[decisions.take([number])]
-        return rows
+        """Tokenise a split as a fusion reads it, `effective_fusion` by default; see `peft_rag.encoding`."""
+        return encode_split(self, split, fusion)
 
     def outputs(
         self, split: Split, *, fusion: Fusion | None = None, batch_size: int = 64, progress: str = ""
@@ -361,30 +340,10 @@ class RetrievalAugmentedModel(nn.Module):
         return mix(alone.log_probs, fused, self.gate)
 
     def memory(self, *, progress: str = "") -> Memory | None:
-        """Return the corpus as the active fusion needs it, encoded once for the weights as they are now.
-
-        The features of a saved model (`saved_as`) are kept on disk beside its neighbours, and read from there.
-        """
-        fusion, knowledge = self.fusion, self.knowledge
-        if knowledge is None or not fusion.needs_labels:
-            return None
-        if self._memory is None:
-            examples = labelled_examples(knowledge, self.task)
-            decisions = None if self.task.one_decision else Decisions.on(self.task, examples)
-
-            def encode() -> dict[str, Any]:
-                outputs = self.outputs(Split(examples), fusion=NoFusion(), progress=progress)
-                return {"features": outputs.features.numpy()}
-
-            features = None
-            if fusion.needs_features and self.saved_as:
-                key = sha256_of_json([self.saved_as, knowledge.corpus.fingerprint, self.max_length])
-                folder = knowledge.cache / "features" / key.removeprefix("sha256:")
-                features = torch.tensor(cached_arrays(folder, {"documents": len(examples)}, encode)["features"])
-            elif fusion.needs_features:
-                features = torch.from_numpy(encode()["features"])
-            self._memory = Memory(self.task.targets(examples), features, decisions)
-        return self._memory
+        """Return the corpus as the active fusion needs it, encoded once for the weights as they are now."""
+        if self._memory is None and self.knowledge is not None and self.fusion.needs_labels:
+            self._memory = remember(self, self.knowledge, progress)
+        return self._memory if self.fusion.needs_labels else None
 
     def forget(self) -> None:
         """Drop the encoded corpus; needed after the trained weights have changed."""
@@ -397,8 +356,9 @@ class RetrievalAugmentedModel(nn.Module):
         explain: bool = False,
         batch_size: int = 64,
         progress: str = "",
+        decoding: Mapping[str, Any] | None = None,
     ) -> list[Prediction]:
-        """Predict the labels of texts.
+        """Predict the labels of texts, or write the texts that answer them.
 
         Args:
             texts: strings or examples.
@@ -406,6 +366,7 @@ class RetrievalAugmentedModel(nn.Module):
                 reads K neighbours answers each example up to K + 1 more times for it.
             batch_size: inputs run at once.
             progress: what the progress bar says; no bar if empty.
+            decoding: how texts are written: any of `transformers.GenerationConfig`'s names.
         """
         examples = [
             text if isinstance(text, Example) else self.task.as_example(text, str(place))
@@ -416,7 +377,8 @@ class RetrievalAugmentedModel(nn.Module):
         if self.task.generates:
             if explain:
                 raise ConfigError("a written text is not explained yet. Leave --explain out.")
-            return [Prediction((text,), probability) for text, probability in write(self, examples, progress=progress)]
+            written = write(self, examples, progress=progress, **(decoding or {}))
+            return [Prediction((text,), probability) for text, probability in written]
         split = self.split([replace(example, labels=None) for example in examples])
         self.memory(progress=progress and "encoding the corpus")
         outputs = self.outputs(split, batch_size=batch_size, progress=progress)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_rag.cli.flags import refuse
+from peft_rag.cli.writing import add_writing_options, check_writes, decoding_of, stream
 
 if TYPE_CHECKING:
     from peft_rag.model import RetrievalAugmentedModel
@@ -82,18 +83,23 @@ def add_to(commands: Any) -> None:
         "--html", help="write the explanations here too, as one page for any reader; needs --explain, must not exist"
     )
     parser.add_argument("--output", help="write JSON Lines here instead; the file must not exist")
+    add_writing_options(parser)
     parser.set_defaults(run=_run)
 
 
 def _run(known: argparse.Namespace, rest: Sequence[str]) -> None:
+    from transformers import set_seed
+
     from peft_rag.cli.progress import write_result_text
     from peft_rag.parts import make_part
     from peft_rag.records import read_records
 
+    rest, decoding = decoding_of(rest)
     refuse(rest, ["--explain", "--html", "--output", "--corpus", "--backbone", "--text-field", "--batch-size"])
     _check_files(known)
     records = None if known.data == "-" else read_records(known.data)
     model = load_artefact(known)
+    check_writes(model, known, decoding)
     task = make_part(type(model.task), "task", model.task.to_dict() | given_fields(known))
     task = task.with_tokenizer(model.tokenizer)
     if records is None:
@@ -101,7 +107,14 @@ def _run(known: argparse.Namespace, rest: Sequence[str]) -> None:
         examples = [task.as_example(text, str(number)) for number, text in enumerate(typed)]
     else:
         examples = task.read(records, labelled=False)
-    answers = model.predict(examples, explain=known.explain, batch_size=known.batch_size, progress="predicting")
+    if known.seed is not None:
+        set_seed(known.seed)
+    if known.stream:
+        stream(model, examples, decoding)
+        return
+    answers = model.predict(
+        examples, explain=known.explain, batch_size=known.batch_size, progress="predicting", decoding=decoding
+    )
     lines = [
         json.dumps(_line(task, example, answer, known.explain), ensure_ascii=False)
         for example, answer in zip(examples, answers, strict=True)

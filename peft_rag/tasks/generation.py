@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ import numpy as np
 from typing_extensions import Self
 
 from peft_rag.errors import ConfigError, DataError
+from peft_rag.records import Record, text_field
 from peft_rag.tasks.base import GOLD, LEAST_LOG_PROB, POOLS, Example, Task
 
 if TYPE_CHECKING:
@@ -242,16 +243,24 @@ def check_decoding(options: dict[str, Any]) -> None:
             )
 
 
-def checked_text(value: Any, where: str, name: str, flag: str) -> str:
-    """Return a text that is not empty.
+def answers_field(record: Record, name: str, flag: str) -> tuple[str, ...]:
+    """Return the right answers of a record: a text, a list of texts, or a mapping with these under ``text`` (SQuAD).
+
+    Args:
+        record: the record.
+        name: the field's name.
+        flag: the option by which a user names the field.
 
     Raises:
-        DataError: it is none.
+        DataError: there is none, or one is empty.
     """
-    if not isinstance(value, str) or not value.strip():
-        what = "is empty" if isinstance(value, str) else f"holds {value!r}, not text"
-        raise DataError(f"{where}: field '{name}' {what}. Name the field with {flag}, or remove the record.")
-    return value
+    given = record.fields.get(name)
+    if isinstance(given, Mapping):
+        given = given.get("text")
+    if name not in record.fields:
+        return (text_field(record, name, flag),)  # which says so
+    several = given if isinstance(given, (list, tuple)) and given else [given or ""]
+    return tuple(text_field(replace(record, fields={name: one}), name, flag) for one in several)
 
 
 def _one_token_each(places: range) -> list[list[list[int]]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from peft_rag.records import Record, name_field, text_field
 from peft_rag.tasks.base import Example
-from peft_rag.tasks.generation import Generation
+from peft_rag.tasks.generation import Generation, answers_field
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,8 @@ class Text2Text(Generation):
     p(y|x) = Π_t p(y_t | x, y_<t) over the target's tokens and its end. A decoder reads the source through ``prompt``.
 
     Attributes:
-        source_field, target_field: fields of a record that hold the text, and what is to be written; a list of targets
-            are several right ones, of which the first is learned.
+        source_field, target_field: fields of a record that hold the text, and what is to be written; a list of
+            targets, or SQuAD's ``answers``, are several right ones, of which the first is learned.
         prompt: how the source is put to the backbone, with ``{source}`` in it; for a decoder it should end where the
             answer begins.
         id_field: field that names a record; running numbers where it is missing.
@@ -46,13 +46,7 @@ class Text2Text(Generation):
         examples = []
         for number, record in enumerate(records, start=1):
             source = text_field(record, self.source_field, "--task.source_field")
-            targets = None
-            if labelled:
-                given = record.fields.get(self.target_field)
-                several = given if isinstance(given, list) and given else [None]
-                one = Record({self.target_field: several[0]}, record.source, record.line, record.unit)
-                first = one if isinstance(given, list) else record
-                targets = (text_field(first, self.target_field, "--task.target_field"), *several[1:])
+            targets = answers_field(record, self.target_field, "--task.target_field") if labelled else None
             named = name_field(record, self.id_field) or str(number)
             group = name_field(record, self.group_field)
             text = self.prompt.replace("{source}", source)

@@ -11,7 +11,7 @@ from typing_extensions import Self
 from peft_rag.errors import ConfigError, DataError
 from peft_rag.records import Record, name_field, text_field
 from peft_rag.tasks.base import Example
-from peft_rag.tasks.generation import Generation
+from peft_rag.tasks.generation import Generation, answers_field
 from peft_rag.tasks.text2text import check_prompt
 
 _ROLES = ("system", "user", "assistant")
@@ -76,10 +76,10 @@ class TextGeneration(Generation):
             return Example(named, "" if labelled else text, (text,) if labelled else None, record.where, group)
         if form == "messages":
             turns = self._turns(record, labelled)
-            response = (turns.pop()["content"],) if labelled else None
-            return Example(named, self._dialogue(turns), response, record.where, group)
+            spoken = (turns.pop()["content"],) if labelled else None
+            return Example(named, self._dialogue(turns), spoken, record.where, group)
         prompt = self.prompt.replace("{prompt}", text_field(record, self.prompt_field, "--task.prompt_field"))
-        response = (text_field(record, self.response_field, "--task.response_field"),) if labelled else None
+        response = answers_field(record, self.response_field, "--task.response_field") if labelled else None
         return Example(named, prompt, response, record.where, group)
 
     def _form_of(self, record: Record) -> str:

@@ -1,0 +1,40 @@
+"""The corpus as a fusion needs it whose neighbours are found in the tuned space."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from peft_rag.decisions import Decisions
+from peft_rag.files import sha256_of_json
+from peft_rag.fusion.base import Memory, Split
+from peft_rag.fusion.none import NoFusion
+from peft_rag.knowledge import Knowledge, labelled_examples
+from peft_rag.retrieval.cache import cached_arrays
+
+if TYPE_CHECKING:
+    from peft_rag.model import RetrievalAugmentedModel
+
+
+def remember(model: RetrievalAugmentedModel, knowledge: Knowledge, progress: str) -> Memory:
+    """Return the labelled documents, encoded by the weights as they are now where the active fusion needs that.
+
+    The features of a saved model (`saved_as`) are kept on disk beside its neighbours, and read from there.
+    """
+    task, fusion = model.task, model.fusion
+    examples = labelled_examples(knowledge, task)
+    decisions = None if task.one_decision else Decisions.on(task, examples)
+
+    def encode() -> dict[str, Any]:
+        outputs = model.outputs(Split(examples), fusion=NoFusion(), progress=progress)
+        return {"features": outputs.features.float().numpy()}
+
+    features = None
+    if fusion.needs_features and model.saved_as:
+        key = sha256_of_json([model.saved_as, knowledge.corpus.fingerprint, model.max_length])
+        folder = knowledge.cache / "features" / key.removeprefix("sha256:")
+        features = torch.tensor(cached_arrays(folder, {"documents": len(examples)}, encode)["features"])
+    elif fusion.needs_features:
+        features = torch.from_numpy(encode()["features"])
+    return Memory(task.targets(examples), features, decisions)
