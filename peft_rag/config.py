@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from peft_rag.backbone_name import BackboneName
 from peft_rag.errors import ConfigError
 from peft_rag.registry import suggest
 
@@ -43,6 +44,12 @@ class RunConfig:
     shots: int = _option(0, "examples per class drawn from the training data; 0 takes all", "data")
     task: str = _option("text-classification", "task by name (peft-rag tasks)", "model")
     backbone: str = _option(DEFAULT_MODEL, "frozen transformer: hub name or folder", "model")
+    backbone_encoder_decoder: bool = _option(
+        False, "make an encoder-decoder of an encoder, as the name warm:NAME does; its cross-attention is new", "model"
+    )
+    load_in: str = _option(
+        "", "load the backbone in 4bit or 8bit, as the name 4bit:NAME does (extra quantized)", "model"
+    )
     method: str = _option("lora", "PEFT method by name (peft-rag methods)", "model")
     last_layers: int = _option(0, "change only the last n layers; 0 changes all the method targets", "model")
     fusion: str = _option("knn", "how neighbours enter, by name (peft-rag fusions)", "model")
@@ -102,11 +109,17 @@ class RunConfig:
         if not 0 <= self.leak_threshold <= 1:
             raise ConfigError(f"leak_threshold is {self.leak_threshold}; it is a cosine from 0 (off) to 1.")
         check_retrieval_dropout(self.retrieval_dropout, self.retrieval_dropout_by)
+        BackboneName.parse(self.backbone, warm=self.backbone_encoder_decoder, load_in=self.load_in)
         for name in ("shots", "last_layers", "early_stopping_patience", "seed"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must not be below 0.")
         if not self.dropout < 1:
             raise ConfigError(f"dropout is {self.dropout}; it must be below 1.")
+
+    @property
+    def backbone_name(self) -> str:
+        """The backbone's name with how it is loaded, as `load_backbone` takes it and an artefact keeps it."""
+        return str(BackboneName.parse(self.backbone, warm=self.backbone_encoder_decoder, load_in=self.load_in))
 
     def part_options(self, part: str) -> dict[str, Any]:
         """Return the options given for the method, fusion, task or retriever."""

@@ -182,7 +182,7 @@ def prepare(config: RunConfig, working: Path, say: Say) -> Prepared:
         leak_threshold=config.leak_threshold,
         min_score=config.min_score,
     )
-    backbone = load_backbone(config.backbone)
+    backbone = load_backbone(config.backbone_name)
     model = RetrievalAugmentedModel(
         backbone,
         splits.task,

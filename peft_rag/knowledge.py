@@ -12,9 +12,9 @@ from peft_rag.corpus import Corpus
 from peft_rag.errors import ConfigError
 from peft_rag.fusion.base import Split
 from peft_rag.parts import make_part
+from peft_rag.places import cache_folder
 from peft_rag.registry import RETRIEVERS, load
 from peft_rag.retrieval.base import Retriever
-from peft_rag.retrieval.cache import cache_folder
 from peft_rag.retrieval.encoder import SentenceEncoder
 from peft_rag.retrieval.leaks import with_similar
 from peft_rag.retrieval.neighbours import Query, forbidden_positions, precompute_neighbours

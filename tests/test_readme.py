@@ -12,6 +12,7 @@ import yaml
 
 from peft_rag.cli import main
 from peft_rag.config import from_mapping
+from peft_rag.packaged import PREPARED
 from tests.conftest import toy_records, write_jsonl
 
 ROOT = Path(__file__).parents[1]
@@ -37,6 +38,8 @@ def newcomer(tmp_path: Path, tiny_bert: str, monkeypatch: pytest.MonkeyPatch) ->
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("peft_rag.cli.progress.hold_back_chatter", lambda: None)
+    # A quarter of a gigabyte and minutes; tests/backbones prepares it for real.
+    monkeypatch.setattr("peft_rag.preparation.prepare", lambda name, say: say(PREPARED[name].licence))
     for seed, name in enumerate(("train", "validation", "test", "corpus", "questions")):
         write_jsonl(tmp_path / f"{name}.jsonl", toy_records(30, seed))
     judged = [{**record, "relevant": [f"3-{number}"]} for number, record in enumerate(toy_records(5, 5))]
@@ -56,7 +59,8 @@ def small(words: list[str], flags: list[str]) -> list[str]:
         return given
     if given[0] == "recommend":
         given += ["--methods=head,bitfit", "--trials=1"]
-    for name, value in (("--max_length", "32"), ("--last_layers", "1")):
+    tiny = next(flag.partition("=")[2] for flag in flags if flag.startswith("--backbone"))
+    for name, value in (("--max_length", "32"), ("--last_layers", "1"), ("--backbone", tiny)):
         if name in given:
             given[given.index(name) + 1] = value
     return given + [flag for flag in flags if flag.partition("=")[0] not in given]

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from peft_rag.config import DEFAULT_MODEL
 from peft_rag.corpus import Document
 from peft_rag.demo import DEMO_DATA, demo_records
+from peft_rag.places import cache_folder
 from peft_rag.retrieval.base import Encoder
-from peft_rag.retrieval.cache import cache_folder
 from peft_rag.retrieval.chunks import sentence_spans
 from peft_rag.retrieval.encoder import SentenceEncoder
 

@@ -77,7 +77,7 @@ def _measure(setting: Setting) -> Pace:
     config = as_run({**setting.settings, **sources})
     splits = read_data(config)
     texts = [example.text for example in splits.test[:: max(1, len(splits.test) // _MEASURED)][:_MEASURED]]
-    backbone = load_backbone(config.backbone)
+    backbone = load_backbone(config.backbone_name)
     seconds = {"": _forward(backbone, texts, config.max_length)}
     for entry in setting.suite.fusions:
         fusion = fusion_of(entry, setting)

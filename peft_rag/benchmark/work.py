@@ -185,7 +185,7 @@ def _audit(config: RunConfig, splits: Splits) -> Facts:
 
 def _index(config: RunConfig, splits: Splits) -> Facts:
     from peft_rag.knowledge import make_retriever
-    from peft_rag.retrieval.cache import cache_folder
+    from peft_rag.places import cache_folder
 
     cache = cache_folder()
     with _empty_cache() as folder:

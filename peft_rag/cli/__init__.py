@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from peft_rag import __version__
-from peft_rag.cli import benchmark, evaluate, index, plugins, predict, recommend, train
+from peft_rag.cli import backbone, benchmark, evaluate, index, plugins, predict, recommend, train
 from peft_rag.cli.flags import split_part_options
 from peft_rag.errors import PeftRagError
 
@@ -64,6 +64,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"peft-rag {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for module in (train, recommend, predict, evaluate, benchmark, index, plugins):
+    for module in (train, recommend, predict, evaluate, benchmark, index, backbone, plugins):
         module.add_to(commands)
     return parser

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
+from peft_rag.cli.columns import columns
 from peft_rag.cli.flags import refuse
 from peft_rag.registry import GROUPS, METHODS, Group, available, describe, load
 
@@ -32,7 +33,7 @@ def _run(known: argparse.Namespace, rest: Sequence[str]) -> None:
         _show(group, known.name)
         return
     plugins = available(group)
-    for line in _columns(
+    for line in columns(
         ("name", "distribution", "what it does", "source"),
         [(plugin.name, plugin.distribution, plugin.summary, plugin.source) for plugin in plugins if not plugin.problem],
     ):
@@ -54,7 +55,7 @@ def _show(group: Group, name: str) -> None:
     if not options:
         print("no options")
     part = group.command.removesuffix("s")
-    for line in _columns(
+    for line in columns(
         ("option", "type", "default", "meaning"),
         [(f"--{part}.{option[0]}", *option[1:]) for option in options],
     ):
@@ -105,11 +106,3 @@ def _attributes(docstring: str) -> dict[str, str]:
             elif name:
                 meanings[name] += " " + line.strip()
     return meanings
-
-
-def _columns(header: Sequence[str], rows: Sequence[Sequence[str]], widest: int = 78) -> Iterable[str]:
-    """Lay rows out in columns as wide as their longest cell; the last column is left as long as it is."""
-    cells = [header, *rows]
-    widths = [min(max(len(row[column]) for row in cells), widest) for column in range(len(header))]
-    for row in cells:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

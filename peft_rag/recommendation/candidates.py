@@ -126,7 +126,7 @@ def survey(base: RunConfig, options: SearchOptions, say: Say) -> Survey:
 
     dropped: list[Dropped] = []
     groups = _fusion_groups(base, options.fusions, dropped)
-    backbone = load_backbone(base.backbone)
+    backbone = load_backbone(base.backbone_name)
     rows = []
     for method in options.methods:
         for group in groups:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -19,15 +18,6 @@ if sys.platform != "win32":
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-
-def cache_folder() -> Path:
-    """Return ``$PEFT_RAG_CACHE``, ``$XDG_CACHE_HOME/peft-rag`` or ``~/.cache/peft-rag``."""
-    chosen = os.environ.get("PEFT_RAG_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "peft-rag"
 
 
 def cached_arrays(

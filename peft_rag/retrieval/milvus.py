@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from peft_rag.errors import ConfigError, RetrievalError
 from peft_rag.files import new_folder, sha256_of_json
+from peft_rag.places import cache_folder
 from peft_rag.retrieval.base import Encoder, Neighbours, Retriever
-from peft_rag.retrieval.cache import cache_folder
 from peft_rag.retrieval.recorded import about_encoder, check_encoder, manifest_of, recorded_encoder
 from peft_rag.retrieval.storage import write_manifest
 from peft_rag.retrieval.vectors import check_finite, empty_neighbours, fill_nearest, pair_scores

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from peft_rag.corpus import Corpus, text_key
 from peft_rag.errors import ConfigError
+from peft_rag.places import cache_folder as default_folder
 from peft_rag.retrieval.base import Retriever
-from peft_rag.retrieval.cache import cache_folder as default_folder
 from peft_rag.retrieval.neighbours import Query, precompute_neighbours
 
 if TYPE_CHECKING:

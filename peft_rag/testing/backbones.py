@@ -47,10 +47,25 @@ def _distilbert() -> PreTrainedModel:
     return hf.DistilBertModel(hf.DistilBertConfig(vocab_size=_VOCABULARY, dim=32, n_layers=2, n_heads=2, hidden_dim=64))
 
 
+def _modernbert() -> PreTrainedModel:
+    ids = {"cls_token_id": 1, "sep_token_id": 2, **_TOKENS}
+    return hf.ModernBertModel(hf.ModernBertConfig(**_ENCODER, **ids, global_attn_every_n_layers=2))
+
+
+def _deberta() -> PreTrainedModel:
+    return hf.DebertaV2Model(
+        hf.DebertaV2Config(**_ENCODER, relative_attention=True, pos_att_type=["p2c", "c2p"], position_buckets=16)
+    )
+
+
 def _gpt2() -> PreTrainedModel:
     return hf.GPT2LMHeadModel(
         hf.GPT2Config(vocab_size=_VOCABULARY, n_embd=32, n_layer=2, n_head=2, n_positions=64, **_TOKENS)
     )
+
+
+def _qwen() -> PreTrainedModel:
+    return hf.Qwen2ForCausalLM(hf.Qwen2Config(**_DECODER))
 
 
 def _llama() -> PreTrainedModel:
@@ -81,6 +96,18 @@ def _t5() -> PreTrainedModel:
     )
 
 
+def _bart() -> PreTrainedModel:
+    halves = {
+        f"{half}_{name}": number
+        for half in ("encoder", "decoder")
+        for name, number in (("layers", 2), ("attention_heads", 2), ("ffn_dim", 64))
+    }
+    ids = {**_TOKENS, "decoder_start_token_id": 2, "forced_eos_token_id": 2}
+    return hf.BartForConditionalGeneration(
+        hf.BartConfig(vocab_size=_VOCABULARY, d_model=32, max_position_embeddings=64, **halves, **ids)
+    )
+
+
 def _encoder_decoder() -> PreTrainedModel:
     config = hf.EncoderDecoderConfig.from_encoder_decoder_configs(hf.BertConfig(**_ENCODER), hf.BertConfig(**_ENCODER))
     config.decoder_start_token_id = 1
@@ -90,6 +117,20 @@ def _encoder_decoder() -> PreTrainedModel:
 
 TINY_BACKBONES: Mapping[str, Callable[[], PreTrainedModel]] = {
     make.__name__.removeprefix("_"): _seeded(make)
-    for make in (_bert, _roberta, _distilbert, _gpt2, _llama, _gemma, _gemma3, _t5, _encoder_decoder)
+    for make in (
+        _bert,
+        _roberta,
+        _distilbert,
+        _modernbert,
+        _deberta,
+        _gpt2,
+        _llama,
+        _qwen,
+        _gemma,
+        _gemma3,
+        _t5,
+        _bart,
+        _encoder_decoder,
+    )
 }
 """Makers of tiny backbones, by family: two layers, 32 wide, a vocabulary of 40."""

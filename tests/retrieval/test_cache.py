@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from peft_rag.errors import RetrievalError
-from peft_rag.retrieval.cache import cache_folder, cached_arrays
+from peft_rag.places import cache_folder
+from peft_rag.retrieval.cache import cached_arrays
 from peft_rag.retrieval.storage import read_manifest, write_manifest
 
 

@@ -6,8 +6,8 @@ import pytest
 
 from peft_rag.corpus import Corpus
 from peft_rag.errors import ConfigError, RetrievalError
+from peft_rag.places import cache_folder
 from peft_rag.retrieval import milvus as module
-from peft_rag.retrieval.cache import cache_folder
 from peft_rag.retrieval.exact import ExactRetriever
 from peft_rag.retrieval.milvus import MilvusRetriever
 from peft_rag.testing import check_retriever
