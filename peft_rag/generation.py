@@ -131,19 +131,15 @@ def _written(
     new = given.sequences[:, -len(given.scores) :] if len(given.scores) else given.sequences[:, :0]
     beams = getattr(given, "beam_indices", None)
     steps = model.backbone.compute_transition_scores(given.sequences, given.scores, beams, normalize_logits=True)
-    texts = tokenizer.batch_decode(new, skip_special_tokens=True)
-    return [
-        (text.strip(), _mean_probability(row, step, tokenizer.pad_token_id))
-        for text, row, step in zip(texts, new, steps, strict=True)
-    ]
+    return [_answer(tokenizer, row.tolist(), step.tolist()) for row, step in zip(new, steps, strict=True)]
 
 
-def _mean_probability(tokens: Tensor, log_probs: Tensor, padding: int) -> float:
-    """Return exp of the mean of log p over tokens up to the end; paddings after it are no decisions."""
-    own = int((tokens != padding).sum()) or 1
-    known = log_probs[:own]
-    finite = known[known.isfinite()]
-    return math.exp(float(finite.mean())) if len(finite) else 0.0
+def _answer(tokenizer: Any, tokens: list[int], log_probs: list[float]) -> tuple[str, float]:
+    """Return the text up to the end, and exp of the mean of log p over its tokens, the end among them."""
+    end = next((place for place, token in enumerate(tokens) if token == tokenizer.eos_token_id), len(tokens))
+    known = [value for value in log_probs[: end + 1] if math.isfinite(value)]
+    text: str = tokenizer.decode(tokens[:end], skip_special_tokens=True)
+    return text.strip(), math.exp(sum(known) / len(known)) if known else 0.0
 
 
 def _width(inputs: dict[str, Tensor]) -> int:

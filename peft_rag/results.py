@@ -78,7 +78,8 @@ def table(arms: Arms, data: str, test_examples: int) -> list[str]:
     """Return the lines a terminal shows: a row an arm, a column a metric, 95% intervals in brackets."""
     names = list(arms["untrained"])
     width = max(len(arm) for arm in arms) + 2
-    column = max(len("100.0 [100.0, 100.0]"), *map(len, names)) + 2
+    cells = [str(score) for scores in arms.values() for score in scores.values()]
+    column = max(len(word) for word in (*cells, *names, "100.0 [100.0, 100.0]")) + 2
     lines = [
         f"in percent on {test_examples:,} examples of {data}, 95% bootstrap intervals in brackets",
         "".ljust(width) + "".join(name.ljust(column) for name in names),
