@@ -14,15 +14,16 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from peft_rag.errors import ConfigError
-from peft_rag.fusion.base import PASSAGES, Fusion, Split
-from peft_rag.fusion.batching import tokens_in
+from peft_rag.fusion.base import PASSAGES, READ, SCORES, Fusion, Split
+from peft_rag.fusion.batching import PASSAGE_ROWS, PASSAGE_SCORES, inputs_of, passages_of, tokens_in
+from peft_rag.fusion.next_token import NeighbourTokens
+from peft_rag.fusion.passage_mixture import PassageMixture
 from peft_rag.language_model import head_of
 from peft_rag.methods import quiet_peft
 from peft_rag.tasks.base import Example
 from peft_rag.tasks.generation import Generation
 
 if TYPE_CHECKING:
-    from peft_rag.fusion.next_token import NeighbourTokens
     from peft_rag.model import RetrievalAugmentedModel
 
 _AT_ONCE = 16
@@ -62,19 +63,18 @@ def write(
     bare = [replace(example, labels=None) for example in examples]
     given = replace(split, examples=bare) if split is not None else model.split(bare)
     rows = model.encode(given, fusion=fusion)
-    if any(PASSAGES in row for row in rows) or set(rows[0]) - _READABLE:
-        raise ConfigError(
-            f"fusion '{type(fusion or model.effective_fusion).__name__}' cannot be read while a text is written. Use "
-            "concat, knn or none."
-        )
-    mixed = (fusion or model.effective_fusion).next_token(model.memory())
+    reading = fusion or model.effective_fusion
+    _check_readable(model, reading, rows, task.decoding | decoding)
+    mixed = reading.next_token(model.memory())
     model.eval()
     written: list[tuple[str, float]] = [("", 0.0)] * len(rows)
     with tqdm(
         total=len(rows), desc=progress, unit="text", disable=not (progress and model.progress_bars), leave=False
     ) as bar:
         for chosen in _batches([tokens_in(row) for row in rows], batch_size, equal=_virtual_tokens(model)):
-            answers = _written(model, task, [rows[place] for place in chosen], mixed, streamer, decoding)
+            batch = [rows[place] for place in chosen]
+            heard = mixed or _mixture(model, reading, batch)
+            answers = _written(model, task, batch, heard, streamer, decoding)
             for place, answer in zip(chosen, answers, strict=True):
                 written[place] = answer
             bar.update(len(chosen))
@@ -99,19 +99,53 @@ def _batches(lengths: Sequence[int], size: int, *, equal: bool) -> Iterator[list
         yield from (places[start : start + size] for start in range(0, len(places), size))
 
 
-_READABLE = {"input_ids", "attention_mask", "token_type_ids", "pooled_mask", "read"}
+def _check_readable(
+    model: RetrievalAugmentedModel, fusion: Fusion, rows: Sequence[dict[str, Any]], decoding: dict[str, Any]
+) -> None:
+    """Raise `ConfigError` where a fusion cannot be read while a text is written."""
+    if set().union(*rows) - _READABLE:
+        raise ConfigError(
+            f"fusion '{type(fusion).__name__}' cannot be read while a text is written. Use concat, marginal, knn or "
+            "none."
+        )
+    if not any(PASSAGES in row for row in rows):
+        return
+    if decoding.get("do_sample") or decoding.get("num_beams", 1) != 1:
+        raise ConfigError(
+            "a text that is mixed from several passages is written greedily: leave sampling and beams out."
+        )
+    if _virtual_tokens(model):
+        raise ConfigError(
+            "a method with virtual tokens cannot write from passages of different length at once. Use --fusion concat, "
+            "or a method like lora."
+        )
+
+
+def _mixture(model: RetrievalAugmentedModel, fusion: Fusion, rows: Sequence[dict[str, Any]]) -> PassageMixture | None:
+    """Return what mixes the inputs of each example; None where each is an input itself."""
+    if not any(PASSAGES in row for row in rows):
+        return None
+    table = passages_of(rows)
+    logits = fusion.passage_logits(table[PASSAGE_SCORES], model.fusion_module).detach()
+    return PassageMixture(table[PASSAGE_ROWS], logits, getattr(fusion, "form", "token"))
+
+
+_READABLE = {"input_ids", "attention_mask", "token_type_ids", "pooled_mask", READ, PASSAGES, SCORES}
 
 
 def _written(
     model: RetrievalAugmentedModel,
     task: Generation,
     rows: Sequence[dict[str, Any]],
-    mixed: NeighbourTokens | None,
+    mixed: NeighbourTokens | PassageMixture | None,
     streamer: Any,
     decoding: dict[str, Any],
 ) -> list[tuple[str, float]]:
     tokenizer = model.tokenizer
-    batch = padded(rows, tokenizer.pad_token_id, left=model.decoder_start is None)
+    counts = [len(inputs_of(row)) for row in rows]
+    batch = padded(
+        [one for row in rows for one in inputs_of(row)], tokenizer.pad_token_id, left=model.decoder_start is None
+    )
     inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
     options: dict[str, Any] = {"max_new_tokens": task.target_length, "pad_token_id": tokenizer.pad_token_id}
     if tokenizer.eos_token_id is not None:
@@ -125,13 +159,14 @@ def _written(
         options["streamer"] = streamer
     if mixed is not None:
         options["logits_processor"] = [mixed]
-    hearing = mixed.listening(head_of(model.backbone)) if mixed is not None else nullcontext()
+    hearing = mixed.listening(head_of(model.backbone)) if isinstance(mixed, NeighbourTokens) else nullcontext()
     with torch.no_grad(), hearing, quiet_peft():
-        given = model.backbone.generate(**inputs, **options, output_scores=True, return_dict_in_generate=True)
-    new = given.sequences[:, -len(given.scores) :] if len(given.scores) else given.sequences[:, :0]
-    beams = getattr(given, "beam_indices", None)
-    steps = model.backbone.compute_transition_scores(given.sequences, given.scores, beams, normalize_logits=True)
-    return [_answer(tokenizer, row.tolist(), step.tolist()) for row, step in zip(new, steps, strict=True)]
+        written = model.backbone.generate(**inputs, **options, output_scores=True, return_dict_in_generate=True)
+    new = written.sequences[:, -len(written.scores) :] if len(written.scores) else written.sequences[:, :0]
+    beams = getattr(written, "beam_indices", None)
+    steps = model.backbone.compute_transition_scores(written.sequences, written.scores, beams, normalize_logits=True)
+    first = [sum(counts[:place]) for place in range(len(counts))]  # all inputs of an example wrote the same
+    return [_answer(tokenizer, new[place].tolist(), steps[place].tolist()) for place in first]
 
 
 def _answer(tokenizer: Any, tokens: list[int], log_probs: list[float]) -> tuple[str, float]:

@@ -140,12 +140,13 @@ def _write(prepared: Prepared, fusion: Fusion | None, progress: str) -> list[str
 
 def _fall_back(prepared: Prepared, judged: Outputs, memory: Memory | None, targets: Tensor) -> Fallback:
     """Choose how far neighbours count, by the answers of the model as it will be shipped."""
-    from peft_rag.fusion.fallback import choose_gate
+    from peft_rag.fusion.fallback import GATES, choose_gate
     from peft_rag.fusion.none import NoFusion
 
     model, task, split = prepared.model, prepared.splits.task, prepared.validation
     alone = model.outputs(split, fusion=NoFusion(), progress="validation without retrieval")
-    return choose_gate(alone.log_probs, model.fusion.combine(judged, split, memory, task), task, targets)
+    gates = GATES[:2] if task.generates else GATES  # a text is written with passages or without them
+    return choose_gate(alone.log_probs, model.fusion.combine(judged, split, memory, task), task, targets, gates)
 
 
 def measure_overlap(prepared: Prepared, answers: Answers) -> dict[str, Any]:

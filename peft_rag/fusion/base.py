@@ -281,6 +281,13 @@ class Fusion(ABC):
         """Return this fusion answering from the neighbours of a split, where it would search for them itself."""
         return self
 
+    def passage_logits(self, scores: Tensor, module: Any) -> Tensor:
+        """Turn similarities of inputs that hold one neighbour each ``(R, K)`` into log π up to a constant.
+
+        Only a fusion that puts several inputs of an example under `PASSAGES` is asked; -inf is kept.
+        """
+        raise NotImplementedError
+
     def next_token(self, memory: Memory | None) -> NeighbourTokens | None:
         """Return what changes each token's distribution while a text is written; None where nothing does."""
         return None

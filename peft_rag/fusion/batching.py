@@ -22,6 +22,9 @@ PASSAGE_ROWS = "passage_rows"
 PASSAGE_SCORES = "passage_scores"
 """The similarities of these inputs, ``(R, K)``; -inf where it has fewer."""
 
+PASSAGE_EXAMPLES = "passage_examples"
+"""The example that each decision is on, ``(R,)``."""
+
 POOL_INPUTS = "pool_inputs"
 """The input that each pool is of, ``(P,)``; the pools of a decision stand after each other."""
 
@@ -71,7 +74,7 @@ def collate(rows: Sequence[dict[str, Any]], padding: int) -> dict[str, Tensor]:
     if "labels" in rows[0]:
         batch["labels"] = torch.cat([row["labels"] for row in rows])
     if any(PASSAGES in row for row in rows):
-        batch |= _passages(rows)
+        batch |= passages_of(rows)
     if any(VECTORS in row for row in rows):
         batch |= _vectors(rows)
     return batch
@@ -85,21 +88,24 @@ def _pools(inputs: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
     return {POOL_INPUTS: torch.tensor([place for place, _ in pools], dtype=torch.long), POOL_TOKENS: tokens}
 
 
-def _passages(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+def passages_of(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
     """Say which answers are to which decision; an example that is an input itself has one answer, of score 0."""
     table: list[list[int]] = []
     padded: list[list[float]] = []
+    owners: list[int] = []
     begin = 0
-    for row in rows:
+    for example, row in enumerate(rows):
         inputs = inputs_of(row)
         decisions = len(inputs[0][POOLS]) if POOLS in inputs[0] else 1
         scores = row[SCORES] if PASSAGES in row else [0.0]
         for decision in range(decisions):
             table.append([begin + decision + number * decisions for number in range(len(inputs))])
             padded.append(list(scores))
+            owners.append(example)
         begin += decisions * len(inputs)
     most = max(map(len, table))
     return {
+        PASSAGE_EXAMPLES: torch.tensor(owners),
         PASSAGE_ROWS: torch.tensor([row + [-1] * (most - len(row)) for row in table]),
         PASSAGE_SCORES: torch.tensor([row + [-math.inf] * (most - len(row)) for row in padded]),
     }

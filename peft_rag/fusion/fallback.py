@@ -53,7 +53,7 @@ class Fallback:
         return f"retrieval counts {self.gate:.0%} (validation {self.metric} {scores}{mixed})"
 
 
-def choose_gate(alone: Tensor, fused: Tensor, task: Task, targets: Tensor) -> Fallback:
+def choose_gate(alone: Tensor, fused: Tensor, task: Task, targets: Tensor, gates: Sequence[float] = GATES) -> Fallback:
     """Choose g by the task's merit on validation; of equals the cheapest: 0, then 1, then the least mixture.
 
     Args:
@@ -61,10 +61,11 @@ def choose_gate(alone: Tensor, fused: Tensor, task: Task, targets: Tensor) -> Fa
         fused: log p(y|x, neighbours) in nats, of the same shape.
         task: whose merit decides: the main metric, then the mean log-likelihood.
         targets: of the N examples.
+        gates: that may be chosen, 0 first and 1 second.
     """
-    merits = {gate: task.merit(mix(alone, fused, gate), targets) for gate in GATES}
-    best = GATES[0]
-    for gate in GATES[1:]:
+    merits = {gate: task.merit(mix(alone, fused, gate), targets) for gate in gates}
+    best = gates[0]
+    for gate in gates[1:]:
         score, likelihood = merits[best]
         if merits[gate] > (score, likelihood + _ROUNDING):
             best = gate

@@ -6,7 +6,7 @@ import torch
 from peft_rag.corpus import Corpus, Document
 from peft_rag.errors import ConfigError, RetrievalError
 from peft_rag.fusion.base import PASSAGES, READ, SCORES, Outputs, Reader, Split
-from peft_rag.fusion.batching import PASSAGE_ROWS, PASSAGE_SCORES, collate, tokens_in
+from peft_rag.fusion.batching import PASSAGE_EXAMPLES, PASSAGE_ROWS, PASSAGE_SCORES, collate, tokens_in
 from peft_rag.fusion.marginal import MarginalFusion, marginalised
 from peft_rag.fusion.none import NoFusion
 from peft_rag.tasks.base import Example
@@ -74,16 +74,23 @@ def test_mixture_of_pairs_sums_to_one_for_each_class():
     torch.testing.assert_close(fused.log_probs.logsumexp(-1), torch.zeros(4, 5), rtol=0, atol=1e-12)
 
 
-def test_gradients_of_a_run_equal_finite_differences():
+@pytest.mark.parametrize("form", ["token", "sequence"])
+def test_gradients_of_a_run_equal_finite_differences(form):
+    """For a sequence two texts of two tokens each, whose tokens are read with as many neighbours."""
     torch.manual_seed(0)
     logits = torch.randn(10, 5, requires_grad=True)
     features = torch.randn(10, 3, requires_grad=True)
     module = MarginalFusion().make_module(None, 0)
-    batch = {PASSAGE_ROWS: ROWS, PASSAGE_SCORES: SIMILARITIES}
+    rows, scores = ROWS[[0, 0, 3, 3]], SIMILARITIES[[0, 0, 3, 3]]
+    batch = {PASSAGE_ROWS: rows, PASSAGE_SCORES: scores, PASSAGE_EXAMPLES: torch.tensor([0, 0, 1, 1])}
+    if form == "token":
+        batch = {PASSAGE_ROWS: ROWS, PASSAGE_SCORES: SIMILARITIES, PASSAGE_EXAMPLES: torch.arange(4)}
 
     def answer(logits, features, log_temperature):
         module.log_temperature = log_temperature
-        fused = MarginalFusion().run(lambda: (logits.log_softmax(-1), features), batch, module)
+        log_probs = logits.log_softmax(-1)
+        given = log_probs if form == "token" else log_probs[:, 0]
+        fused = MarginalFusion(form=form).run(lambda: (given, features), batch, module)
         return fused.log_probs, fused.features
 
     del module.log_temperature
