@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from peft_rag.cli import main
-from peft_rag.config import from_mapping
+from peft_rag.config import from_mapping, read_yaml
 from peft_rag.packaged import PREPARED
 from tests.conftest import toy_records, write_jsonl
 
@@ -44,8 +44,21 @@ def newcomer(tmp_path: Path, tiny_bert: str, monkeypatch: pytest.MonkeyPatch) ->
         write_jsonl(tmp_path / f"{name}.jsonl", toy_records(30, seed))
     judged = [{**record, "relevant": [f"3-{number}"]} for number, record in enumerate(toy_records(5, 5))]
     write_jsonl(tmp_path / "queries.jsonl", judged)
+    make_decoder(tmp_path / "tiny-decoder", tiny_bert)
     data = [f"--{name}={name}.jsonl" for name in ("train", "validation", "test")]
     return [*data, f"--backbone={tiny_bert}", f"--encoder={tiny_bert}", "--max_length=32", "--max_steps=2"]
+
+
+def make_decoder(folder: Path, like: str) -> None:
+    """Save a tiny GPT-2 with the words of another tiny model; most of a text is unknown to it."""
+    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+    tokenizer = AutoTokenizer.from_pretrained(like)
+    tokenizer.eos_token = "[SEP]"
+    tokenizer.model_max_length = 256
+    tokenizer.save_pretrained(folder)
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 256}
+    GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder)
 
 
 def small(words: list[str], flags: list[str]) -> list[str]:
@@ -59,6 +72,14 @@ def small(words: list[str], flags: list[str]) -> list[str]:
         return given
     if given[0] == "recommend":
         given += ["--methods=head,bitfit", "--trials=1"]
+    run_file = next((word for word in given if word.endswith(".yaml")), "")
+    if run_file and from_mapping(read_yaml(run_file)).task in ("text-generation", "text2text"):
+        # Its own few dozen records, and a tiny decoder in place of a real one.
+        return [
+            *given,
+            "--backbone=tiny-decoder",
+            *(flag for flag in flags if flag.startswith(("--encoder", "--max_steps"))),
+        ]
     tiny = next(flag.partition("=")[2] for flag in flags if flag.startswith("--backbone"))
     for name, value in (("--max_length", "32"), ("--last_layers", "1"), ("--backbone", tiny)):
         if name in given:
