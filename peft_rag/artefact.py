@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_rag.errors import ArtefactError, BrokenPluginError, FingerprintError
+from peft_rag.errors import ArtefactError, BrokenPluginError, FingerprintError, MethodError
 from peft_rag.files import new_folder, sha256_of_file, sha256_of_json, write_json, write_text
 from peft_rag.hub import hub_forbidden, hub_reachable
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from peft_rag.backbone import Backbone
     from peft_rag.corpus import Corpus
+    from peft_rag.fusion.base import Fusion
     from peft_rag.knowledge import Knowledge
     from peft_rag.model import RetrievalAugmentedModel
     from peft_rag.tasks.base import Task
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 MANIFEST = "peft_rag.json"
 HASHED = ("adapter_config.json", "adapter_model.safetensors", "head.safetensors")
-_PUBLISHED = (*HASHED, MANIFEST, "metrics.json", "README.md")
+PUBLISHED = (*HASHED, MANIFEST, "metrics.json", "README.md")
 _FUSION, _LONG = "fusion.", "long_inputs."
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"}  # refused unread
 _PACKAGES = ("peft-rag", "torch", "transformers", "peft", "sentence-transformers", "hnswlib")
@@ -116,89 +117,110 @@ def load(
         FingerprintError: backbone, encoder or corpus is not the one it was trained with.
     """
     from peft import PeftModel
-    from safetensors.torch import load_file
 
     from peft_rag.backbone import load_backbone
-    from peft_rag.fusion.fallback import check_gate
-    from peft_rag.knowledge import make_encoder
-    from peft_rag.long_inputs import RelevantChunks
-    from peft_rag.methods import AttachReport, quiet_peft, resolve
+    from peft_rag.methods import quiet_peft, resolve
     from peft_rag.model import RetrievalAugmentedModel
 
     folder = locate(source, revision)
     manifest = read_manifest(folder)
-    task = _plugin("tasks", manifest["task"])
-    fusion = _plugin("fusions", manifest["fusion"])
-    gate = check_gate(manifest["fusion"].get("gate", 1.0))
+    writes = _plugin("tasks", manifest["task"]).generates
     resolve(manifest["method"]["name"])
-    found = load_backbone(backbone or manifest["backbone"]["name"], head="any" if task.generates else "none")
-    task = task.with_tokenizer(found.tokenizer)
+    found = load_backbone(backbone or manifest["backbone"]["name"], head="any" if writes else "none")
     _check_backbone(found, manifest["backbone"], allow_backbone_mismatch)
+    parts = _parts(manifest, found.tokenizer, corpus, allow_corpus_mismatch)
+    model = RetrievalAugmentedModel(found, *parts[:3], max_length=parts[3])
+    with quiet_peft():
+        model.backbone = PeftModel.from_pretrained(found.model, str(folder))
+    _fill(model, folder, manifest)
+    return model
+
+
+def load_beside(
+    model: RetrievalAugmentedModel,
+    name: str,
+    source: str,
+    *,
+    corpus: str | Corpus | None = None,
+    allow_backbone_mismatch: bool = False,
+    allow_corpus_mismatch: bool = False,
+    revision: str | None = None,
+) -> None:
+    """Load an artefact as another adapter of a model that is loaded, so that one backbone serves several tasks.
+
+    Args:
+        model: on the backbone that the artefact was trained on; what it holds stays.
+        name: what the adapter is called.
+        source: folder, or hub id.
+        corpus: where its corpus lies now, or the corpus itself; by default where it lay when training.
+        allow_backbone_mismatch: load on another backbone all the same.
+        allow_corpus_mismatch: use another corpus all the same.
+        revision: of a hub artefact.
+
+    Raises:
+        ArtefactError, FingerprintError: as `load` does.
+        MethodError: the name is taken, or the artefact was trained by another method than the model's.
+    """
+    from peft_rag.methods import quiet_peft
+
+    folder = locate(source, revision)
+    manifest = read_manifest(folder)
+    method, held = manifest["method"]["name"], {report.method for report in model.reports.values()}
+    if name in model.heads and model.reports:
+        raise MethodError(f"cannot load '{source}' as adapter '{name}': one of that name is there already.")
+    if held != {method}:
+        raise MethodError(
+            f"'{source}' was trained by {method}, but this model holds {', '.join(sorted(held)) or 'no adapter'}. "
+            "Load it as a model of its own."
+        )
+    _check_backbone(model.source, manifest["backbone"], allow_backbone_mismatch)
+    parts = _parts(manifest, model.tokenizer, corpus, allow_corpus_mismatch)
+    with quiet_peft():
+        model.backbone.load_adapter(str(folder), adapter_name=name)
+    model.give_parts(name, *parts)
+    _fill(model, folder, manifest)
+
+
+def _parts(
+    manifest: Mapping[str, Any], tokenizer: Any, corpus: str | Corpus | None, allow_corpus_mismatch: bool
+) -> tuple[Task, Fusion, Knowledge | None, int]:
+    """Return task, fusion, knowledge and window as an artefact describes them."""
+    from peft_rag.fusion.fallback import check_gate
+
+    task: Task = _plugin("tasks", manifest["task"]).with_tokenizer(tokenizer)
+    fusion: Fusion = _plugin("fusions", manifest["fusion"])
+    gate = check_gate(manifest["fusion"].get("gate", 1.0))
     retrieves = gate > 0 and (fusion.needs_labels or fusion.neighbours_wanted > 0)
     wanted = retrieves or fusion.needs_vectors or corpus is not None
     knowledge = _knowledge(manifest, task, corpus, allow_corpus_mismatch) if wanted else None
-    model = RetrievalAugmentedModel(found, task, fusion, knowledge, max_length=manifest["backbone"]["max_length"])
+    return task, fusion, knowledge, int(manifest["backbone"]["max_length"])
+
+
+def _fill(model: RetrievalAugmentedModel, folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Give the active adapter its head, what its fusion has learned, and what is known of it; freeze everything."""
+    from safetensors.torch import load_file
+
+    from peft_rag.knowledge import make_encoder
+    from peft_rag.long_inputs import RelevantChunks
+    from peft_rag.methods import AttachReport
+
+    name, about = model.adapter, manifest["method"]
     if "gate" in manifest["fusion"]:
-        model.gates["default"] = gate
-    about = dict(manifest["method"])
-    with quiet_peft():
-        model.backbone = PeftModel.from_pretrained(found.model, str(folder))
-    model.reports["default"] = AttachReport(
-        about["name"],
-        "default",
-        tuple(about["matched"]),
-        about["trainable_parameters"],
-        about["total_parameters"],
+        model.gates[name] = float(manifest["fusion"]["gate"])
+    model.reports[name] = AttachReport(
+        about["name"], name, tuple(about["matched"]), about["trainable_parameters"], about["total_parameters"]
     )
     state = load_file(folder / "head.safetensors")
     model.head.load_state_dict(_part(state, "head."))
     if model.fusion_module is not None:
         model.fusion_module.load_state_dict(_part(state, _FUSION))
     if manifest.get("long_inputs"):
-        learned = {name: tensor.numpy() for name, tensor in _part(state, _LONG).items()}
-        about_long = manifest["long_inputs"]
-        encoder = make_encoder(about_long["encoder"])
-        model.long_inputs["default"] = RelevantChunks.restore(about_long, learned, encoder, model.tokenizer)
-    model.saved_as = sha256_of_json([manifest["files"], found.fingerprint])
+        learned = {key: tensor.numpy() for key, tensor in _part(state, _LONG).items()}
+        encoder = make_encoder(manifest["long_inputs"]["encoder"])
+        model.long_inputs[name] = RelevantChunks.restore(manifest["long_inputs"], learned, encoder, model.tokenizer)
+    model.saved_as[name] = sha256_of_json([manifest["files"], model.source.fingerprint])
     model.requires_grad_(False)
     model.eval()
-    return model
-
-
-def publish(
-    model: RetrievalAugmentedModel,
-    repo_id: str,
-    *,
-    metrics: Mapping[str, Any] | None = None,
-    private: bool = False,
-) -> str:
-    """Push the active adapter's artefact to the hub and return its address.
-
-    Raises:
-        ArtefactError: the hub cannot be reached, or refuses.
-    """
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as parent:
-        folder = save(model, Path(parent) / "artefact", metrics)
-        return publish_folder(folder, repo_id, private=private)
-
-
-def publish_folder(folder: Path, repo_id: str, *, private: bool = False) -> str:
-    """Push a saved artefact to the hub, its own files and nothing else, after checking it."""
-    from huggingface_hub import HfApi
-
-    read_manifest(folder)
-    try:
-        api = HfApi()
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        info = api.upload_folder(repo_id=repo_id, folder_path=str(folder), allow_patterns=list(_PUBLISHED))
-    except Exception as error:
-        raise ArtefactError(
-            f"cannot push to '{repo_id}': {' '.join(str(error).split())[:300]} "
-            "Check the name, the connection and your token (hf auth login)."
-        ) from error
-    return str(info)
 
 
 def locate(source: str, revision: str | None = None) -> Path:
@@ -213,7 +235,7 @@ def locate(source: str, revision: str | None = None) -> Path:
     local = hub_forbidden() or not hub_reachable()
     try:
         return Path(
-            snapshot_download(source, revision=revision, allow_patterns=list(_PUBLISHED), local_files_only=local)
+            snapshot_download(source, revision=revision, allow_patterns=list(PUBLISHED), local_files_only=local)
         )
     except Exception as error:
         raise ArtefactError(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from peft_rag.adapter_parts import AdapterParts
 from peft_rag.attribution import explained
 from peft_rag.backbone import Backbone, check_length
 from peft_rag.encoding import encode_split
@@ -31,10 +32,9 @@ from peft_rag.tasks.base import Example, Task
 
 if TYPE_CHECKING:
     from peft_rag.evaluation.bootstrap import Score
-    from peft_rag.long_inputs import RelevantChunks
 
 
-class RetrievalAugmentedModel(nn.Module):
+class RetrievalAugmentedModel(AdapterParts):
     """A frozen backbone under a PEFT method, a task's head, and a fusion with retrieved neighbours.
 
     record → task → example → neighbours → fusion.encode → backbone + method → head → fusion.combine → prediction
@@ -66,71 +66,14 @@ class RetrievalAugmentedModel(nn.Module):
             head_dropout: share of the pooled features dropped in training.
         """
         super().__init__()
-        check_length(backbone, max_length)
         self.source = backbone
         self.decoder_start = decoder_start(backbone)
         self.backbone: nn.Module = backbone.model
         self.tokenizer = backbone.tokenizer
-        self.knowledge = knowledge
-        self.max_length = max_length
         self.dropout = nn.Dropout(head_dropout)
-        self.adapter = "default"
         self.reports: dict[str, AttachReport] = {}
-        task = task.with_tokenizer(self.tokenizer)
-        check_writes(backbone, task)
-        self.tasks: dict[str, Task] = {self.adapter: task}
-        self.fusions: dict[str, Fusion] = {self.adapter: fusion or NoFusion()}
-        self.gates: dict[str, float] = {}
-        self.heads = nn.ModuleDict({self.adapter: task.make_head(backbone.hidden_size)})
-        self.fusion_modules = nn.ModuleDict()
-        self.long_inputs: dict[str, RelevantChunks] = {}
         self.progress_bars = True
-        self.saved_as = ""
-        self._memory: Memory | None = None
-        self._make_fusion_module()
-
-    @property
-    def task(self) -> Task:
-        """The active adapter's task."""
-        return self.tasks[self.adapter]
-
-    @property
-    def fusion(self) -> Fusion:
-        """The active adapter's fusion."""
-        return self.fusions[self.adapter]
-
-    @fusion.setter
-    def fusion(self, fusion: Fusion) -> None:
-        self.fusions[self.adapter] = fusion
-        self.gates.pop(self.adapter, None)
-        self._memory = None
-
-    @property
-    def gate(self) -> float:
-        """How far neighbours that are read count in an answer, from 0 to 1; see `peft_rag.fusion.fallback`."""
-        return self.gates.get(self.adapter, 1.0) if self.fusion.reads_neighbours else 1.0
-
-    @property
-    def effective_fusion(self) -> Fusion:
-        """The fusion that answers need: the active one, or none where neighbours count nothing."""
-        return self.fusion if self.gate else NoFusion()
-
-    @property
-    def head(self) -> nn.Module:
-        """The active adapter's head."""
-        return self.heads[self.adapter]
-
-    @property
-    def fusion_module(self) -> nn.Module | None:
-        """What is trained of the active adapter's fusion; None for a fusion without parameters."""
-        has = self.adapter in self.fusion_modules
-        return self.fusion_modules[self.adapter] if has else None
-
-    def _make_fusion_module(self) -> None:
-        size = self.knowledge.vector_size if self.knowledge and self.fusion.needs_vectors else 0
-        module = self.fusion.make_module(self.source, size)
-        if module is not None:
-            self.fusion_modules[self.adapter] = module.to(self.device)
+        self.give_parts(self.adapter, task, fusion or NoFusion(), knowledge, max_length)
 
     @property
     def device(self) -> torch.device:
@@ -178,20 +121,35 @@ class RetrievalAugmentedModel(nn.Module):
         method = next(iter(self.reports.values())).method
         self.backbone, report = attach(self.backbone, method, adapter_name=name, last_layers=last_layers, **options)
         self.reports[name] = report
-        task = task.with_tokenizer(self.tokenizer)
-        self.tasks[name], self.fusions[name] = task, fusion or NoFusion()
-        self.heads[name] = task.make_head(self.source.hidden_size).to(self.device)
-        self.set_adapter(name)
-        self._make_fusion_module()
+        self.give_parts(name, task, fusion or NoFusion(), self.knowledge, self.max_length)
         return report
+
+    def load_adapter(self, name: str, source: str | Path, **options: Any) -> None:
+        """Load another artefact of the same method beside the first; see `peft_rag.artefact.load_beside`.
+
+        It becomes the active one, with its task, head, fusion, corpus and window. `set_adapter` switches.
+        """
+        from peft_rag.artefact import load_beside
+
+        load_beside(self, name, str(source), **options)
+
+    def give_parts(self, name: str, task: Task, fusion: Fusion, knowledge: Knowledge | None, max_length: int) -> None:
+        """Give an adapter of the backbone what it works with, and make it the active one."""
+        check_length(self.source, max_length)
+        check_writes(self.source, task)
+        if self.reports:
+            self.backbone.set_adapter(name)
+        self.hold(name, task.with_tokenizer(self.tokenizer), fusion, knowledge, max_length)
 
     def set_adapter(self, name: str) -> None:
         """Make an adapter, with its head, task and fusion, the active one."""
         if name not in self.heads:
             raise MethodError(f"no adapter '{name}'. There are: {', '.join(self.heads)}.")
+        frozen = not any(parameter.requires_grad for parameter in self.parameters())
         self.backbone.set_adapter(name)
-        self.forget()
         self.adapter = name
+        if frozen:  # peft makes an adapter that it activates trainable
+            self.requires_grad_(False)
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
@@ -341,13 +299,11 @@ class RetrievalAugmentedModel(nn.Module):
 
     def memory(self, *, progress: str = "") -> Memory | None:
         """Return the corpus as the active fusion needs it, encoded once for the weights as they are now."""
-        if self._memory is None and self.knowledge is not None and self.fusion.needs_labels:
-            self._memory = remember(self, self.knowledge, progress)
-        return self._memory if self.fusion.needs_labels else None
-
-    def forget(self) -> None:
-        """Drop the encoded corpus; needed after the trained weights have changed."""
-        self._memory, self.saved_as = None, ""
+        if self.knowledge is None or not self.fusion.needs_labels:
+            return None
+        if self.adapter not in self.memories:
+            self.memories[self.adapter] = remember(self, self.knowledge, progress)
+        return self.memories[self.adapter]
 
     def predict(
         self,
@@ -414,7 +370,7 @@ class RetrievalAugmentedModel(nn.Module):
         return load(str(folder), **options)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Publish the artefact of the active adapter; see `peft_rag.artefact.publish`."""
-        from peft_rag.artefact import publish
+        """Publish the artefact of the active adapter; see `peft_rag.publishing.publish`."""
+        from peft_rag.publishing import publish
 
         return publish(self, repo_id, **options)

@@ -31,8 +31,9 @@ def remember(model: RetrievalAugmentedModel, knowledge: Knowledge, progress: str
         return {"features": outputs.features.float().numpy()}
 
     features = None
-    if fusion.needs_features and model.saved_as:
-        key = sha256_of_json([model.saved_as, knowledge.corpus.fingerprint, model.max_length])
+    saved_as = model.saved_as.get(model.adapter)
+    if fusion.needs_features and saved_as:
+        key = sha256_of_json([saved_as, knowledge.corpus.fingerprint, model.max_length])
         folder = knowledge.cache / "features" / key.removeprefix("sha256:")
         features = torch.tensor(cached_arrays(folder, {"documents": len(examples)}, encode)["features"])
     elif fusion.needs_features:

@@ -9,11 +9,12 @@ import pytest
 import torch
 from transformers import BartConfig, BartModel
 
-from peft_rag.artefact import load, publish_folder, read_manifest
+from peft_rag.artefact import load, read_manifest
 from peft_rag.backbone import load_backbone
 from peft_rag.errors import ArtefactError, FingerprintError, MethodError
 from peft_rag.fusion.none import NoFusion
 from peft_rag.model import RetrievalAugmentedModel
+from peft_rag.publishing import publish_folder
 from peft_rag.tasks.text_classification import TextClassification
 from peft_rag.testing import TINY_BACKBONES
 
@@ -172,7 +173,7 @@ def test_model_push_to_hub_publishes_the_active_adapter(tiny_bert: str, monkeypa
         seen.append(read_manifest(folder))
         return repo_id
 
-    monkeypatch.setattr("peft_rag.artefact.publish_folder", take)
+    monkeypatch.setattr("peft_rag.publishing.publish_folder", take)
     assert make_model(tiny_bert, "bitfit").push_to_hub("me/bitfit", private=True) == "me/bitfit"
     assert seen[0]["method"]["name"] == "bitfit"
 

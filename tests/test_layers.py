@@ -40,9 +40,11 @@ LAYERS = [
     {"backbone", "methods"},
     {"knowledge", "language_model"},
     {"generation", "remembering"},
+    {"adapter_parts"},
     {"model"},
     {"card", "training"},
     {"artefact"},
+    {"publishing"},
     {"results", "workspace", "measuring"},
     {"job", "testing"},
     {"benchmark"},
@@ -70,7 +72,7 @@ HEAVY = [
 ]
 
 # Doors that hand a call on to what is built above, imported only when the call comes.
-DOORS = {("model", "artefact"), ("records", "demo"), ("corpus", "retrieval")}
+DOORS = {("model", "artefact"), ("model", "publishing"), ("records", "demo"), ("corpus", "retrieval")}
 
 
 class Import(NamedTuple):

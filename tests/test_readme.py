@@ -105,7 +105,7 @@ def test_readme_python_runs(newcomer: list[str], monkeypatch: pytest.MonkeyPatch
     assert main(["train", *newcomer, "--corpus=corpus.jsonl", "--output=runs/mine"]) == 0
     load = RetrievalAugmentedModel.from_pretrained
     pushed: list[str] = []
-    monkeypatch.setattr("peft_rag.artefact.publish_folder", lambda folder, repo_id, private: pushed.append(repo_id))
+    monkeypatch.setattr("peft_rag.publishing.publish_folder", lambda folder, repo_id, private: pushed.append(repo_id))
     monkeypatch.setattr(
         RetrievalAugmentedModel,
         "from_pretrained",

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from peft_rag.backbone import as_backbone
-from peft_rag.errors import MethodError
+from peft_rag.backbone import as_backbone, load_backbone
+from peft_rag.errors import FingerprintError, MethodError
 from peft_rag.fusion.base import Split
 from peft_rag.model import RetrievalAugmentedModel
 from peft_rag.records import Record
@@ -71,3 +71,42 @@ def test_training_one_task_leaves_the_other_as_it_was():
     assert model.predict(TEXTS) != before
     model.set_adapter("default")
     assert model.predict(TEXTS) == topics
+
+
+def saved(task, seed, folder, backbone, method="lora", max_length=32):
+    torch.manual_seed(0)
+    model = RetrievalAugmentedModel(load_backbone(backbone), task, max_length=max_length)
+    model.attach(method)
+    shaken(model, seed)
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_artefacts_of_two_tasks_are_loaded_together_and_answer_as_alone(tiny_bert, tmp_path):
+    topics = saved(TOPICS, 1, tmp_path / "topics", tiny_bert)
+    tags = saved(TAGS, 2, tmp_path / "tags", tiny_bert, max_length=24)
+    alone = [RetrievalAugmentedModel.from_pretrained(folder).predict(TEXTS) for folder in (topics, tags)]
+    model = RetrievalAugmentedModel.from_pretrained(topics)
+    model.load_adapter("tags", tags)
+    assert model.max_length == 24
+    assert model.predict(TEXTS) == alone[1]
+    model.set_adapter("default")
+    assert model.max_length == 32
+    assert model.predict(TEXTS) == alone[0]
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_what_cannot_be_loaded_beside_says_why_and_leaves_the_model_as_it_was(tiny_bert, tmp_path):
+    topics = saved(TOPICS, 1, tmp_path / "topics", tiny_bert)
+    other = saved(TAGS, 2, tmp_path / "other", tiny_bert, method="bitfit")
+    model = RetrievalAugmentedModel.from_pretrained(topics)
+    before = model.predict(TEXTS)
+    with pytest.raises(MethodError, match="was trained by bitfit, but this model holds lora"):
+        model.load_adapter("tags", other)
+    with pytest.raises(MethodError, match="one of that name is there already"):
+        model.load_adapter("default", topics)
+    assert model.predict(TEXTS) == before
+    another = fresh(TOPICS)
+    another.attach("lora")
+    with pytest.raises(FingerprintError, match="this artefact was trained on backbone"):
+        another.load_adapter("topics", topics)
