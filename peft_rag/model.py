@@ -398,7 +398,7 @@ class RetrievalAugmentedModel(nn.Module):
     def evaluate(self, examples: Sequence[Example], **options: Any) -> dict[str, Score]:
         """Score answers to labelled examples, each metric with its 95% bootstrap interval; options as `answer`'s."""
         targets = self.task.targets(examples)
-        return self.task.evaluate(self.answer(examples, **options), targets)
+        return self.task.evaluate(self.answer(examples, **options), targets, examples=examples)
 
     def save_pretrained(self, folder: str | Path, **facts: Any) -> Path:
         """Write the artefact of the active adapter to a new folder; see `peft_rag.artefact.save`."""

@@ -206,12 +206,28 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def evaluate(self, log_probs: Tensor, targets: Tensor, *, resamples: int = 1000, seed: int = 0) -> dict[str, Score]:
-        """Score log-probabilities against targets; each metric by name with its interval."""
+    def evaluate(
+        self,
+        log_probs: Tensor,
+        targets: Tensor,
+        *,
+        examples: Sequence[Example] = (),
+        resamples: int = 1000,
+        seed: int = 0,
+    ) -> dict[str, Score]:
+        """Score log-probabilities against targets; each metric by name with its interval.
 
-    def merit(self, log_probs: Tensor, targets: Tensor) -> tuple[float, float]:
+        Args:
+            log_probs: in nats, ``(R, …)``.
+            targets: of the same decisions.
+            examples: what the decisions were on, for a task that scores words and not classes.
+            resamples: number of draws; with 0 an interval is the score itself.
+            seed: of the draws.
+        """
+
+    def merit(self, log_probs: Tensor, targets: Tensor, examples: Sequence[Example] = ()) -> tuple[float, float]:
         """Return what choices on validation are made by: the main metric, then the mean log-likelihood in nats."""
-        scores = self.evaluate(log_probs, targets, resamples=0)
+        scores = self.evaluate(log_probs, targets, examples=examples, resamples=0)
         return scores[self.main_metric].value, -float(self.loss(log_probs, targets))
 
     def right(self, log_probs: Tensor, targets: Tensor) -> Tensor:
