@@ -269,7 +269,7 @@ class RetrievalAugmentedModel(nn.Module):
             features = self.task.features(hidden, pooled_mask)
         else:
             features = self.task.pooled(mean_pools(hidden, pool_inputs, pool_tokens))
-        return self.task.log_probs(self.head(self.dropout(features))), features
+        return self.task.log_probs(self.head(self.dropout(features))), self.task.kept(features)
 
     def collate(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         """Make one batch of encoded examples; see `peft_rag.fusion.batching.collate`."""
@@ -293,7 +293,7 @@ class RetrievalAugmentedModel(nn.Module):
         return read_split(self, split, fusion, batch_size, progress)
 
     def judge(self, outputs: Outputs, split: Split) -> Outputs:
-        """Return outputs of a split as the head is now; several inputs of one example it must see again."""
+        """Return outputs of a split as the head is now; what it cannot judge by the features it must see again."""
         if self.task.generates:
             return outputs
         if outputs.joined:

@@ -43,7 +43,7 @@ LAYERS = [
     {"model"},
     {"card", "training"},
     {"artefact"},
-    {"results", "workspace", "measuring"},
+    {"combinations", "results", "workspace", "measuring"},
     {"job", "testing"},
     {"benchmark"},
     {"recommendation"},

@@ -100,7 +100,7 @@ class Trials:
             config = override(candidate.config(self.base, steps), output=str(Path(folder) / "out"))
             prepared = prepare(config, Path(folder), _silent)
             prepared.model.progress_bars = False
-            if config.head_init == "probe":
+            if config.head_init == "probe" and prepared.splits.task.probes:
                 self._start_from_probe(prepared, candidate.fusions)
             report = tune(prepared, override(config, head_init="random"), _silent)
             begun = time.perf_counter()
