@@ -145,19 +145,23 @@ class QuestionAnswering(Task):
     def notes(self, examples: Sequence[Example]) -> list[str]:
         """Count the answers that lie too far back to be learned, and those that are not whole words."""
         answered = [example for example in examples if example.labels]
-        unread = sum(self._target(example)[0] == _UNREAD for example in answered)
-        split = sum(self._text(example, self._target(example)) != _first(example).text for example in answered)
-        notes = []
-        if unread:
-            notes.append(
-                f"{unread:,} of {len(answered):,} answers lie beyond the first {self.context_words:,} words of their "
-                "context: no loss is taken of them, and they count as wrong (raise --task.context_words)"
-            )
-        if split > unread:
-            notes.append(
-                f"{split - unread:,} of {len(answered):,} answers are parts of words, and learned as these words"
-            )
-        return notes
+        places = [self._target(example) for example in answered]
+        unread = [example for example, place in zip(answered, places, strict=True) if place[0] == _UNREAD]
+        parts = [
+            example
+            for example, place in zip(answered, places, strict=True)
+            if place[0] != _UNREAD and self._text(example, place) != _first(example).text
+        ]
+        what = {
+            f"beyond the first {self.context_words:,} words of a context, counted as wrong and not learned from (raise "
+            "--task.context_words)": unread,
+            "that are not whole words, learned as the words they are in": parts,
+        }
+        return [
+            f"{len(found):,} of {len(answered):,} answers {why}, the first at {found[0].where}"
+            for why, found in what.items()
+            if found
+        ]
 
     def targets(self, examples: Sequence[Example]) -> Tensor:
         import torch
@@ -176,7 +180,7 @@ class QuestionAnswering(Task):
         return inside[0], inside[-1]
 
     def make_head(self, hidden_size: int) -> nn.Module:
-        from peft_rag.tasks.spans import SpanHead
+        from peft_rag.tasks.span_head import SpanHead
 
         return SpanHead(hidden_size)
 
@@ -231,7 +235,7 @@ class QuestionAnswering(Task):
 
     def kept(self, features: Tensor) -> Tensor:
         """Return the mean state of each context's words, ``(R, D)``."""
-        from peft_rag.tasks.spans import mean_words
+        from peft_rag.tasks.span_head import mean_words
 
         return mean_words(features)
 
@@ -295,7 +299,7 @@ class QuestionAnswering(Task):
         """Return the positions of the first and the last word of the best answer to each question."""
         import torch
 
-        from peft_rag.tasks.spans import best_spans
+        from peft_rag.tasks.span_head import best_spans
 
         if len(examples) != len(log_probs):
             raise ValueError(f"{len(log_probs)} answers, but {len(examples)} examples to take their words from")
