@@ -257,7 +257,7 @@ class QuestionAnswering(Task):
         given = super().log_likelihood(log_probs, targets.clamp(min=0))
         return given.masked_fill(targets[:, 0] == _UNREAD, 2 * LEAST_LOG_PROB)
 
-    def vote(self, targets: Tensor) -> Tensor:
+    def vote(self, targets: Tensor, asked: Tensor | None = None) -> Tensor:
         from torch.nn.functional import one_hot
 
         return one_hot(targets.clamp(min=0), 1 + self.context_words).float()
