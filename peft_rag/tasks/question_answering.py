@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 NO_WORD = (0, 0)
 """Fills up the words of a context, so that every question has as many positions."""
 
-_WORD = re.compile(r"\w+|[^\w\s]")
+# Kana and Han characters are words each: no spaces stand between theirs.
+_ALONE = r"\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+_WORD = re.compile(rf"[{_ALONE}]|[^\W{_ALONE}]+|[^\w\s]")
 _UNREAD = -1
 
 
@@ -34,12 +36,13 @@ _UNREAD = -1
 class QuestionAnswering(Task):
     """An answer as a span of its context: p(s, e|q, c) = p(s|q, c)·p(e|q, c), first word s and last word e.
 
-    Both are softmaxes over the words of the context and one position more, which says that there is no answer. Words
-    are runs of letters and single other signs; each is judged by the state of its last token. What is answered is
+    Both are softmaxes over the words of the context and one position more, ∅, which says that there is no answer. Words
+    are runs of letters, and single other signs or Han characters; each is judged by the state of its last token. The
+    answer is
 
-        argmax over s ≤ e < s + max_answer_words of log p(s) + log p(e), or nothing, if 2·log p(nowhere) is no less
-        (log p(nowhere) summed over both softmaxes),
+        (s, e) = argmax over s ≤ e < s + max_answer_words of log p(s) + log p(e),
 
+    or nothing where log p(s = ∅) + log p(e = ∅) is no less than that,
     and the loss is the mean of -log p(s) and -log p(e). A record holds ``question``, ``context`` and ``answers`` as
     SQuAD has them, ``{"text": […], "answer_start": […]}``, both empty where there is none; or ``context_id``, which is
     looked up in the file that ``contexts`` names. The first answer is learned; any of them is right (exact match and

@@ -48,7 +48,8 @@ def mean_words(states: Tensor) -> Tensor:
 def best_spans(log_probs: Tensor, words: Tensor, longest: int) -> Tensor:
     """Return the positions of the best first and last word, or `NOWHERE` for both, ``(R, 2)``.
 
-    argmax over s ≤ e < s + longest of log p(s) + log p(e), unless log p(nowhere) + log p(nowhere) is no less.
+    argmax over s ≤ e < s + longest of log p(s) + log p(e), unless log p(s = ∅) + log p(e = ∅) is no less, with ∅ for
+    `NOWHERE`.
 
     Args:
         log_probs: of the first and the last word, in nats, ``(R, 2, 1 + W)``.

@@ -67,6 +67,8 @@ def test_question_and_context_become_one_text_with_a_span_for_each_word():
     assert len(given.spans) == 6
     assert given.labels == ("Bob @8", "Bob. @8")
     assert read().labels == ()
+    mixed = read(context="in 東京 x²-1")
+    assert [mixed.text[begin:end] for begin, end in mixed.spans] == ["in", "東", "京", "x²", "-", "1"]
 
 
 def test_context_is_looked_up_by_its_id(tmp_path):
@@ -340,6 +342,15 @@ def test_neighbours_are_read_beside_a_context_that_is_given_and_not_beside_one_i
     given["loss"].backward()
     alone = made.outputs(split.of([1])).log_probs
     assert torch.allclose(given["log_probs"][1], alone[0], atol=1e-4)
+
+
+def test_neighbours_behind_an_answer_are_explained():
+    task = QuestionAnswering(context_words=24)
+    given = read(task, question="w20", context="w21 w3", answers=answers(("w21", 0)))
+    (said,) = model(task, ConcatFusion(k=2)).predict([given], explain=True)
+    assert len(said.neighbours) == 2
+    assert all(math.isfinite(one.effect) for one in said.neighbours)
+    assert said.without_retrieval is not None
 
 
 def test_fusion_that_reads_an_input_in_one_piece_says_so():
