@@ -137,13 +137,13 @@ def train(
     if not model.trained_state():
         raise TrainingError("nothing is trainable: attach a method first (model.attach('lora')).")
     model.gates.pop(model.adapter, None)  # chosen for the weights as they were
-    checked = None
+    learned, checked = (dropout or RetrievalDropout()).rows(model, train_split), None
     if arguments.eval_strategy != "no":
         checked = Rows(model.encode(validation_split), examples=validation_split.examples)
     trainer = ExamplesTrainer(
         model=model,
         args=arguments,
-        train_dataset=(dropout or RetrievalDropout()).rows(model, train_split),
+        train_dataset=learned,
         eval_dataset=checked,
         data_collator=model.collate,
         callbacks=[EarlyStoppingCallback(early_stopping_patience)] if early_stopping_patience else [],
