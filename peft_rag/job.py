@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peft_rag.combinations import check_corpus, check_neighbours, check_task
 from peft_rag.config import WITHIN_DOCUMENT, RunConfig
 from peft_rag.data import Splits, read_splits
 from peft_rag.decisions import Decisions
-from peft_rag.errors import ConfigError, RetrievalError
 from peft_rag.evaluation.overlap import overlap_lines
 from peft_rag.measuring import (
     kept_lines,
@@ -24,7 +24,6 @@ from peft_rag.measuring import (
 from peft_rag.parts import make_part
 from peft_rag.registry import FUSIONS, TASKS, load
 from peft_rag.results import metrics, table
-from peft_rag.retrieval.stored import is_index
 from peft_rag.workspace import working_folder
 
 if TYPE_CHECKING:
@@ -123,7 +122,7 @@ def run(config: RunConfig, say: Say = print, *, observe: Observe | None = None) 
         if not state.is_main_process:
             return RunResult(output, {})
         checked = prepared.model.outputs(prepared.validation, progress="validation")
-        if config.head_refit and not prepared.splits.task.generates:
+        if config.head_refit:
             refit_head(prepared, checked, tell)
         targets = prepared.splits.task.targets(prepared.test.examples)
         after = measure_after(prepared, checked, tell, fallback=config.fallback)
@@ -159,13 +158,17 @@ def prepare(config: RunConfig, working: Path, say: Say) -> Prepared:
     Where the fusion learns without neighbours none are searched, and the retriever's encoder is not loaded.
     """
     fusion: Fusion = make_part(load(FUSIONS, config.fusion), "fusion", config.part_options("fusion"))
-    _check_options(config, fusion)
+    check_neighbours(config, fusion)
     splits = read_data(config)
     say(
         f"data: {len(splits.train):,} train, {len(splits.validation):,} validation, {len(splits.test):,} test, "
         f"{len(splits.corpus):,} documents"
     )
-    _check_corpus(fusion, splits)
+    for name in ("train", "validation", "test"):
+        for note in splits.task.notes(getattr(splits, name)):
+            say(f"{name}: {note}")
+    check_task(config, fusion, splits.task)
+    check_corpus(fusion, splits)
 
     from transformers import set_seed
 
@@ -229,7 +232,7 @@ def tune(prepared: Prepared, config: RunConfig, say: Say) -> TrainingReport:
     from peft_rag.training import train
 
     model, task = prepared.model, prepared.splits.task
-    if config.head_init == "probe" and not task.generates:
+    if config.head_init == "probe" and task.probes:
         with model.disable_adapter():
             outputs = model.outputs(prepared.train, progress="frozen features")
         task.fit_head(model.head, outputs.features, task.targets(prepared.train.examples))
@@ -253,6 +256,8 @@ def refit_head(prepared: Prepared, checked: Outputs, say: Say) -> None:
     import copy
 
     model, task = prepared.model, prepared.splits.task
+    if not task.probes:
+        return
     features, targets = _train_features(prepared), task.targets(prepared.train.examples)
     wanted = task.targets(prepared.validation.examples)
     best = (float("inf"), "as trained", copy.deepcopy(model.head.state_dict()))
@@ -328,44 +333,12 @@ def _task_options(config: RunConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in shared if name in known} | config.part_options("task")
 
 
-def _check_options(config: RunConfig, fusion: Fusion) -> None:
-    """Raise where an option for neighbours meets a fusion that has none of that kind."""
-    if config.retrieval_dropout and not fusion.reads_neighbours:
-        raise ConfigError(
-            f"retrieval_dropout is {config.retrieval_dropout}, but fusion '{config.fusion}' reads no neighbours in "
-            "training, so that there are none to drop. Leave it out, or pick one that reads them (--fusion concat)."
-        )
-    if config.min_score is not None and not fusion.neighbours_wanted:
-        raise ConfigError(
-            f"min_score is {config.min_score}, but fusion '{config.fusion}' as it is set takes no neighbours from the "
-            "retriever, so that there is no score to compare. Leave it out, or pick one that does (--fusion concat)."
-        )
-
-
-def _check_corpus(fusion: Fusion, splits: Splits) -> None:
-    if len(splits.corpus) < fusion.documents_needed:
-        raise RetrievalError(
-            f"the corpus '{splits.corpus.name}' has {len(splits.corpus):,} documents, fewer than the "
-            f"{fusion.documents_needed} neighbours asked for. Lower --fusion.k or name a larger corpus."
-        )
-    if fusion.needs_labels:
-        unlabelled = next((d.id for d in splits.corpus if not d.labels), None)
-        if unlabelled is not None and not getattr(splits.task, "multi_label", False):
-            mend = "Label every document (--label_field)"
-            if is_index(splits.fields.source):
-                mend = "Build the index of labelled documents (peft-rag index build --label-field)"
-            raise RetrievalError(
-                f"document '{unlabelled}' of the corpus '{splits.corpus.name}' has no label, but this fusion lets "
-                f"documents vote. {mend}, or use --fusion concat or none."
-            )
-
-
 def _retrieve(knowledge: Knowledge, splits: Splits, fusion: Fusion, *, search: bool) -> tuple[Split, Split, Split]:
     """Retrieve once per split; a training example never sees itself or its double, found or not."""
     from peft_rag.fusion.knn import KnnFusion
 
     separate = not splits.fields.is_training_data
-    votes = splits.task.one_decision and all(d.labels for d in splits.corpus)
+    votes = splits.task.one_decision and splits.task.votes and all(d.labels for d in splits.corpus)
     voters = KnnFusion(space="retriever").neighbours_wanted if votes else 0
     most = max(fusion.neighbours_wanted, voters) if search else 0
     train = knowledge.split(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from peft_rag.decisions import Decisions
 from peft_rag.retrieval.base import NO_POSITION
 from peft_rag.tasks.generation import Generation
 
@@ -52,11 +51,12 @@ def measure_before(prepared: Prepared, say: Say) -> dict[str, Tensor]:
     with model.disable_adapter():
         outputs = model.outputs(prepared.test, fusion=NoFusion(), progress="untrained model")
     answers = {"untrained": outputs.log_probs}
-    if task.one_decision and all(document.labels for document in prepared.splits.corpus):
+    if task.one_decision and task.votes and all(document.labels for document in prepared.splits.corpus):
         answers["retrieval_alone"] = _retrieval_alone(prepared, outputs)
-    targets = task.targets(prepared.test.examples)
+    examples = prepared.test.examples
     for arm, given in answers.items():
-        say(f"{arm.replace('_', ' ')}: {task.main_metric} {task.evaluate(given, targets)[task.main_metric]}")
+        scores = task.evaluate(given, task.targets(examples), examples=examples)
+        say(f"{arm.replace('_', ' ')}: {task.main_metric} {scores[task.main_metric]}")
     return answers
 
 
@@ -118,7 +118,7 @@ def write_after(prepared: Prepared) -> dict[str, list[str]]:
 def scores_of(prepared: Prepared, answers: Answers) -> dict[str, dict[str, Score]]:
     """Score every arm on the test split, and the texts it wrote: by arm and metric, with intervals."""
     task, test = prepared.splits.task, prepared.test.examples
-    arms = {arm: task.evaluate(given, answers.targets) for arm, given in answers.log_probs.items()}
+    arms = {arm: task.evaluate(given, answers.targets, examples=test) for arm, given in answers.log_probs.items()}
     if isinstance(task, Generation):
         for arm, texts in answers.texts.items():
             arms[arm] |= task.score_texts(texts, test[: len(texts)])
@@ -145,8 +145,9 @@ def _fall_back(prepared: Prepared, judged: Outputs, memory: Memory | None, targe
 
     model, task, split = prepared.model, prepared.splits.task, prepared.validation
     alone = model.outputs(split, fusion=NoFusion(), progress="validation without retrieval")
+    fused = model.fusion.combine(judged, split, memory, task)
     gates = GATES[:2] if task.generates else GATES  # a text is written with passages or without them
-    return choose_gate(alone.log_probs, model.fusion.combine(judged, split, memory, task), task, targets, gates)
+    return choose_gate(alone.log_probs, fused, task, targets, split.examples, gates=gates)
 
 
 def measure_overlap(prepared: Prepared, answers: Answers) -> dict[str, Any]:
@@ -161,9 +162,8 @@ def measure_overlap(prepared: Prepared, answers: Answers) -> dict[str, Any]:
     assert knowledge is not None
     searched = any(split.neighbours is not None for split in (prepared.train, prepared.validation, prepared.test))
     report = knowledge.overlap(prepared.test.examples, near=searched)
-    task = prepared.splits.task
-    decisions = Decisions.on(task, prepared.test.examples)
-    return scores_by_overlap(task, answers.log_probs, answers.targets, report, decisions)
+    task, examples = prepared.splits.task, prepared.test.examples
+    return scores_by_overlap(task, answers.log_probs, answers.targets, report, examples)
 
 
 def _retrieval_alone(prepared: Prepared, untrained: Outputs) -> Tensor:

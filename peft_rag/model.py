@@ -227,7 +227,7 @@ class RetrievalAugmentedModel(AdapterParts):
             features = self.task.features(hidden, pooled_mask)
         else:
             features = self.task.pooled(mean_pools(hidden, pool_inputs, pool_tokens))
-        return self.task.log_probs(self.head(self.dropout(features))), features
+        return self.task.log_probs(self.head(self.dropout(features))), self.task.kept(features)
 
     def collate(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         """Make one batch of encoded examples; see `peft_rag.fusion.batching.collate`."""
@@ -251,7 +251,7 @@ class RetrievalAugmentedModel(AdapterParts):
         return read_split(self, split, fusion, batch_size, progress)
 
     def judge(self, outputs: Outputs, split: Split) -> Outputs:
-        """Return outputs of a split as the head is now; several inputs of one example it must see again."""
+        """Return outputs of a split as the head is now; what it cannot judge by the features it must see again."""
         if self.task.generates:
             return outputs
         if outputs.joined:
@@ -354,7 +354,7 @@ class RetrievalAugmentedModel(AdapterParts):
     def evaluate(self, examples: Sequence[Example], **options: Any) -> dict[str, Score]:
         """Score answers to labelled examples, each metric with its 95% bootstrap interval; options as `answer`'s."""
         targets = self.task.targets(examples)
-        return self.task.evaluate(self.answer(examples, **options), targets)
+        return self.task.evaluate(self.answer(examples, **options), targets, examples=examples)
 
     def save_pretrained(self, folder: str | Path, **facts: Any) -> Path:
         """Write the artefact of the active adapter to a new folder; see `peft_rag.artefact.save`."""

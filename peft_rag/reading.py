@@ -75,7 +75,7 @@ def read_rows(
                     weights[place] = shares[: len(rows[place].get(READ, ()))]
             bar.update(len(chosen))
     read = [row.get(READ, ()) for row in rows]
-    joined = any(PASSAGES in row for row in rows)
+    joined = any(PASSAGES in row for row in rows) or not model.task.probes
     return Outputs(
         torch.cat(log_probs),
         torch.cat(features),

@@ -16,6 +16,7 @@ from peft_rag.retrieval.drawn import random_neighbours
 
 if TYPE_CHECKING:
     from peft_rag.model import RetrievalAugmentedModel
+    from peft_rag.tasks.base import Example
 
 
 class Rows(Dataset[dict[str, Any]]):
@@ -25,7 +26,11 @@ class Rows(Dataset[dict[str, Any]]):
     """
 
     def __init__(
-        self, rows: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]] = (), share: float = 0.0
+        self,
+        rows: Sequence[dict[str, Any]],
+        others: Sequence[dict[str, Any]] = (),
+        share: float = 0.0,
+        examples: Sequence[Example] = (),
     ) -> None:
         """Take the encodings.
 
@@ -33,8 +38,9 @@ class Rows(Dataset[dict[str, Any]]):
             rows: of the examples.
             others: of the same examples; needed where the share is above 0.
             share: P.
+            examples: what was encoded, where answers are scored.
         """
-        self.rows, self.others, self.share = rows, others, share
+        self.rows, self.others, self.share, self.examples = rows, others, share, examples
 
     def __len__(self) -> int:
         return len(self.rows)

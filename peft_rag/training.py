@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils.data import SequentialSampler
 from tqdm.auto import tqdm
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -136,11 +137,14 @@ def train(
     if not model.trained_state():
         raise TrainingError("nothing is trainable: attach a method first (model.attach('lora')).")
     model.gates.pop(model.adapter, None)  # chosen for the weights as they were
+    learned, checked = (dropout or RetrievalDropout()).rows(model, train_split), None
+    if arguments.eval_strategy != "no":
+        checked = Rows(model.encode(validation_split), examples=validation_split.examples)
     trainer = ExamplesTrainer(
         model=model,
         args=arguments,
-        train_dataset=(dropout or RetrievalDropout()).rows(model, train_split),
-        eval_dataset=Rows(model.encode(validation_split)) if arguments.eval_strategy != "no" else None,
+        train_dataset=learned,
+        eval_dataset=checked,
         data_collator=model.collate,
         callbacks=[EarlyStoppingCallback(early_stopping_patience)] if early_stopping_patience else [],
     )
@@ -198,6 +202,10 @@ class ExamplesTrainer(Trainer):
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
         return self._by_length(rows, batch) or super()._get_train_sampler(train_dataset)
 
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        """Take the examples as they come: `evaluation_loop` reads the longest first by itself."""
+        return SequentialSampler(eval_dataset)
+
     def _by_length(self, rows: Any, batch: int) -> LengthGroupedSampler | None:
         """Group examples of like length, whether they hold one input or several, where that is asked for."""
         if self.args.train_sampling_strategy != "group_by_length":
@@ -238,14 +246,14 @@ class ExamplesTrainer(Trainer):
         Every process answers all of it: validation is short beside training, and an example may take any number of
         decisions, which gathering by examples would cut.
         """
-        model, rows = self.model, dataloader.dataset.rows
+        model, rows, examples = self.model, dataloader.dataset.rows, dataloader.dataset.examples
         decisions = Decisions([len(row["labels"]) for row in rows])
         with self.compute_loss_context_manager():
             given = read_rows(model, rows, decisions, self.args.eval_batch_size).log_probs
         targets = torch.cat([row["labels"] for row in rows])
         loss = float(model.task.loss(given, targets))
         self.check_finite("the validation loss", loss)
-        scores = model.task.evaluate(given.nan_to_num(nan=-math.inf), targets, resamples=0)
+        scores = model.task.evaluate(given.nan_to_num(nan=-math.inf), targets, examples=examples, resamples=0)
         values = {"loss": loss} | {name: score.value for name, score in scores.items()}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(rows))

@@ -45,7 +45,7 @@ LAYERS = [
     {"card", "training"},
     {"artefact"},
     {"publishing"},
-    {"results", "workspace", "measuring"},
+    {"combinations", "results", "workspace", "measuring"},
     {"job", "testing"},
     {"benchmark"},
     {"recommendation"},

@@ -7,7 +7,7 @@ import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from peft_rag.data import Splits
     from peft_rag.job import Answers, Prepared
-    from peft_rag.tasks.base import Task
+    from peft_rag.tasks.base import Example, Task
 
 NEAR = 0.95
 ARMS = {"with_retrieval": "retrieved", "without_retrieval": "off"}
@@ -48,11 +48,11 @@ def try_settings(spec: Mapping[str, Any]) -> Facts:
         checked = model.outputs(prepared.validation)
         if config.head_refit:
             refit_head(prepared, checked, _say)
-        log_probs, targets = (
-            model.judge(checked, prepared.validation).log_probs,
-            task.targets(prepared.validation.examples),
-        )
-    scores = {name: score.value for name, score in task.evaluate(log_probs, targets, resamples=0).items()}
+        examples = prepared.validation.examples
+        log_probs, targets = model.judge(checked, prepared.validation).log_probs, task.targets(examples)
+    scores = {
+        name: score.value for name, score in task.evaluate(log_probs, targets, examples=examples, resamples=0).items()
+    }
     return {
         "validation": scores | {"loss": float(task.loss(log_probs, targets))},
         "main_metric": task.main_metric,
@@ -97,14 +97,17 @@ def measure_cell(spec: Mapping[str, Any]) -> Facts:
 
     def observe(prepared: Prepared, answers: Answers) -> None:
         costs.update(peak_memory())
-        model, texts = prepared.model, [example.text for example in prepared.test.examples]
+        model, examples = prepared.model, prepared.test.examples
+        texts = [example.text for example in examples]
         outputs, costs["tokens_per_second"] = batched(model, prepared.test, whole=model.fusion.needs_labels)
         arms = {ARMS.get(arm, arm): given for arm, given in answers.log_probs.items()}
         arms |= control_arms(model, prepared.test, outputs, spec["controls"], spec["seed"])
         costs["latency_ms"] = latency(model, texts)
         costs["off_difference"] = off_difference(model, texts)
         costs.update(_index_costs(prepared, spec["index"]))
-        seen["task"], seen["arms"], seen["targets"] = prepared.splits.task, arms, answers.targets
+        task, targets = prepared.splits.task, answers.targets
+        seen["arms"] = {arm: described_arm(task, given, targets, examples) for arm, given in arms.items()}
+        seen["main_metric"], seen["targets"] = task.main_metric, plain_classes(targets)
         seen["fusion"], seen["gate"] = model.fusion.to_dict(), model.gates.get(model.adapter)
 
     with tempfile.TemporaryDirectory() as folder:
@@ -114,21 +117,21 @@ def measure_cell(spec: Mapping[str, Any]) -> Facts:
         costs["artefact_bytes"] = _artefact_bytes(artefact)
     for name in ("trainable_parameters", "train_seconds", "examples_per_second", "steps"):
         costs[name] = result.metrics[name]
-    task = seen["task"]
     return {
-        "main_metric": task.main_metric,
+        "main_metric": seen["main_metric"],
         "fusion_settings": seen["fusion"],
         "gate": seen["gate"],
-        "targets": plain_classes(seen["targets"]),
-        "arms": {arm: described_arm(task, given, seen["targets"]) for arm, given in seen["arms"].items()},
+        "targets": seen["targets"],
+        "arms": seen["arms"],
         "costs": costs,
     }
 
 
-def described_arm(task: Task, log_probs: Tensor, targets: Tensor) -> Facts:
+def described_arm(task: Task, log_probs: Tensor, targets: Tensor, examples: Sequence[Example] = ()) -> Facts:
     """Return an arm as a cell file holds it: scores, and what was predicted for each example."""
+    scores = task.evaluate(log_probs, targets, examples=examples, resamples=0)
     return {
-        "scores": {name: score.value for name, score in task.evaluate(log_probs, targets, resamples=0).items()},
+        "scores": {name: score.value for name, score in scores.items()},
         "predictions": plain_classes(log_probs.argmax(-1)),
     }
 

@@ -29,7 +29,6 @@ def add_to(commands: Any) -> None:
 
 def _run(known: argparse.Namespace, rest: Sequence[str]) -> None:
     from peft_rag.cli.progress import write_result
-    from peft_rag.decisions import Decisions
     from peft_rag.evaluation.overlap import overlap_lines, scores_by_overlap
     from peft_rag.parts import make_part
     from peft_rag.records import read_records
@@ -45,14 +44,14 @@ def _run(known: argparse.Namespace, rest: Sequence[str]) -> None:
     examples = task.read(records)
     targets = task.targets(examples)
     given = model.answer(examples, batch_size=known.batch_size, progress="evaluating")
-    scores = task.evaluate(given, targets)
+    scores = task.evaluate(given, targets, examples=examples)
     print(f"in percent on {len(records):,} examples of {known.data}, 95% bootstrap intervals in brackets")
     for name, score in scores.items():
         print(f"{name.ljust(max(map(len, scores)) + 2)}{score}")
     written = {name: score.to_dict() for name, score in scores.items()}
     if model.knowledge is not None:
         report = model.knowledge.overlap(examples)
-        overlap = scores_by_overlap(task, {"shipped": given}, targets, report, Decisions.on(task, examples))
+        overlap = scores_by_overlap(task, {"shipped": given}, targets, report, examples)
         for line in overlap_lines(overlap):
             print(line)
         written["overlap"] = overlap

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from peft_rag.decisions import Decisions
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from peft_rag.decisions import Decisions
     from peft_rag.retrieval.overlap import OverlapReport
-    from peft_rag.tasks.base import Task
+    from peft_rag.tasks.base import Example, Task
 
 
 def scores_by_overlap(
@@ -20,7 +21,7 @@ def scores_by_overlap(
     answers: Mapping[str, Tensor],
     targets: Tensor,
     report: OverlapReport,
-    decisions: Decisions | None = None,
+    examples: Sequence[Example] = (),
 ) -> dict[str, Any]:
     """Score every arm by the task's main metric on all examples, on those the corpus holds, and on the others.
 
@@ -29,7 +30,7 @@ def scores_by_overlap(
         answers: log-probabilities on the N examples by arm, in nats.
         targets: of the same examples.
         report: which of them overlap.
-        decisions: how many each example takes, where it is not one.
+        examples: these, where each takes several decisions or is scored by its words.
 
     Returns:
         As JSON: how many ``examples`` there are, how many of them stand in the corpus word for word (``exact``) or only
@@ -37,12 +38,14 @@ def scores_by_overlap(
         ``all``, ``overlapping`` and ``clean`` by arm; None where there is no example.
     """
     overlapping, exact = report.mask(), report.mask("exact")
+    decisions = Decisions.on(task, examples) if examples else None
 
     def score(given: Tensor, part: NDArray[np.bool_]) -> float | None:
         if not part.any():
             return None
         rows = part if decisions is None else part[decisions.owners]
-        return task.evaluate(given[rows], targets[rows], resamples=0)[task.main_metric].value
+        kept = [example for example, chosen in zip(examples, part, strict=False) if chosen]
+        return task.evaluate(given[rows], targets[rows], examples=kept, resamples=0)[task.main_metric].value
 
     return {
         "examples": report.queries,

@@ -35,6 +35,9 @@ PASSAGES = "passages"
 SCORES = "scores"
 """Key of the similarities, one for each of the inputs under `PASSAGES`."""
 
+MORE = "more"
+"""Key of the other inputs of an encoded example that is read in pieces; its decisions rest on tokens of all of them."""
+
 VECTORS = "vectors"
 """Key of the vectors ``(K, V)`` of the neighbours under `READ`, for a fusion that works on these."""
 
@@ -111,7 +114,8 @@ class Outputs:
         features: pooled last hidden states, ``(R, F)``.
         read: corpus positions of the neighbours each input held; empty where inputs hold none.
         weights: how much each of these counted, in the same order; empty where the fusion has no weights.
-        joined: whether an example was read in several inputs, so that its answer is not the head's on its features.
+        joined: whether an example was read in several inputs, or not all of its features are kept, so that its answer
+            is not the head's on these.
         decisions: how many each example takes; None where each takes one.
     """
 
@@ -191,6 +195,18 @@ class Reader:
             return encoded
         return encoded | {POOLS: self.task.pools(example, spans)}
 
+    def reach(self, text: str) -> int | None:
+        """Return the character up to which a text fits into an input; None where all of it does."""
+        encoded = self.tokenizer(
+            text,
+            truncation=True,
+            max_length=self.max_length,
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+        )
+        offsets = encoded["offset_mapping"]
+        return None if len(offsets) == 1 else max(end for _, end in offsets[0])
+
 
 @dataclass(frozen=True)
 class Fusion(ABC):
@@ -246,7 +262,8 @@ class Fusion(ABC):
         Returns:
             dictionaries with ``input_ids``, ``attention_mask``, what else the tokenizer gives, and ``pooled_mask``:
             1 for the tokens the task may pool over. A dictionary may hold several such under `PASSAGES`, with their
-            `SCORES`, instead. Corpus positions of the neighbours in it go under `READ`, their vectors under `VECTORS`.
+            `SCORES`, instead. Corpus positions of the neighbours in it go under `READ`, their vectors under `VECTORS`;
+            under `MORE` stand the other inputs of an example that is read in pieces.
         """
 
     def make_module(self, backbone: Backbone, vector_size: int) -> nn.Module | None:
@@ -315,7 +332,20 @@ class Fusion(ABC):
 
 
 def encode_inputs(split: Split, reader: Reader) -> list[dict[str, Any]]:
-    """Tokenise the examples' own texts, cut to what the reader takes, all of them pooled over."""
+    """Tokenise the examples' own texts, pooled over; what an input cannot take is cut, or goes to `MORE`."""
+    rows = _cut_inputs(split, reader)
+    if reader.task is None or not reader.task.pools_spans:
+        return rows
+    for number, example in enumerate(split.examples):
+        if len(rows[number]["input_ids"]) >= reader.max_length:
+            pieces = reader.task.pieces(example, reader.reach)
+            if len(pieces) > 1:
+                first, *others = _cut_inputs(Split(pieces), reader)
+                rows[number] = first | {MORE: others}
+    return rows
+
+
+def _cut_inputs(split: Split, reader: Reader) -> list[dict[str, Any]]:
     texts = [example.text for example in split.examples]
     parts = reader.task is not None and reader.task.pools_spans
     whole = reader.writes_on

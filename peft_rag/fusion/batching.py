@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from peft_rag.fusion.base import PASSAGES, READ, SCORES, VECTORS
+from peft_rag.fusion.base import MORE, PASSAGES, READ, SCORES, VECTORS
 from peft_rag.tasks.base import GOLD, POOLS
 
 PASSAGE_ROWS = "passage_rows"
@@ -37,12 +37,12 @@ NEIGHBOUR_VECTORS = "neighbour_vectors"
 NEIGHBOUR_MASK = "neighbour_mask"
 """1 for a neighbour, 0 where an example has fewer, ``(B, K)``."""
 
-_WHOLE = {"labels", GOLD, PASSAGES, POOLS, READ, SCORES, VECTORS}
+_WHOLE = {"labels", GOLD, MORE, PASSAGES, POOLS, READ, SCORES, VECTORS}
 
 
 def inputs_of(row: dict[str, Any]) -> Sequence[dict[str, Any]]:
-    """Return the inputs of an encoded example: itself, or those it holds."""
-    inputs: Sequence[dict[str, Any]] = row.get(PASSAGES, (row,))
+    """Return the inputs of an encoded example: itself and its other pieces, or those it holds."""
+    inputs: Sequence[dict[str, Any]] = row.get(PASSAGES, (row, *row.get(MORE, ())))
     return inputs
 
 
@@ -89,20 +89,20 @@ def _pools(inputs: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
 
 
 def passages_of(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-    """Say which answers are to which decision; an example that is an input itself has one answer, of score 0."""
+    """Say which answers are to which decision; an example without passages has one answer, of score 0."""
     table: list[list[int]] = []
     padded: list[list[float]] = []
     owners: list[int] = []
     begin = 0
     for example, row in enumerate(rows):
-        inputs = inputs_of(row)
-        decisions = len(inputs[0][POOLS]) if POOLS in inputs[0] else 1
+        readings = row.get(PASSAGES, (row,))
+        decisions = len(readings[0][POOLS]) if POOLS in readings[0] else 1
         scores = row[SCORES] if PASSAGES in row else [0.0]
         for decision in range(decisions):
-            table.append([begin + decision + number * decisions for number in range(len(inputs))])
+            table.append([begin + decision + number * decisions for number in range(len(readings))])
             padded.append(list(scores))
             owners.append(example)
-        begin += decisions * len(inputs)
+        begin += decisions * len(readings)
     most = max(map(len, table))
     return {
         PASSAGE_EXAMPLES: torch.tensor(owners),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from peft_rag.fusion.base import Shown
-    from peft_rag.tasks.base import Task
+    from peft_rag.tasks.base import Example, Task
 
 GATES = (0.0, 1.0, 0.25, 0.5, 0.75)
 """The choices of g, cheapest first: 0 retrieves nothing, 1 reads an input once, a mixture reads it twice."""
@@ -53,7 +53,15 @@ class Fallback:
         return f"retrieval counts {self.gate:.0%} (validation {self.metric} {scores}{mixed})"
 
 
-def choose_gate(alone: Tensor, fused: Tensor, task: Task, targets: Tensor, gates: Sequence[float] = GATES) -> Fallback:
+def choose_gate(
+    alone: Tensor,
+    fused: Tensor,
+    task: Task,
+    targets: Tensor,
+    examples: Sequence[Example] = (),
+    *,
+    gates: Sequence[float] = GATES,
+) -> Fallback:
     """Choose g by the task's merit on validation; of equals the cheapest: 0, then 1, then the least mixture.
 
     Args:
@@ -61,9 +69,10 @@ def choose_gate(alone: Tensor, fused: Tensor, task: Task, targets: Tensor, gates
         fused: log p(y|x, neighbours) in nats, of the same shape.
         task: whose merit decides: the main metric, then the mean log-likelihood.
         targets: of the N examples.
+        examples: these.
         gates: that may be chosen, 0 first and 1 second.
     """
-    merits = {gate: task.merit(mix(alone, fused, gate), targets) for gate in gates}
+    merits = {gate: task.merit(mix(alone, fused, gate), targets, examples) for gate in gates}
     best = gates[0]
     for gate in gates[1:]:
         score, likelihood = merits[best]

@@ -119,7 +119,7 @@ class KnnFusion(Fusion):
                 mixed = mix(outputs.log_probs, votes, weight).clamp(min=LEAST_LOG_PROB)
                 tried = _Tried(
                     replace(self, k=k, temperature=temperature, weight=weight),
-                    task.merit(mixed, targets),
+                    task.merit(mixed, targets, split.examples),
                     task.right(mixed, targets),
                 )
                 best = tried if best is None or tried.merit > best.merit else best

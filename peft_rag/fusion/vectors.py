@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from peft_rag.errors import ConfigError
 from peft_rag.fusion.base import (
+    MORE,
     READ,
     VECTORS,
     Fused,
@@ -72,6 +73,11 @@ class VectorFusion(ReadingFusion):
             if len(rows[number]["input_ids"]) > room:
                 alone = Split(split.examples[number : number + 1])
                 (rows[number],) = encode_inputs(alone, replace(reader, max_length=room))
+            if MORE in rows[number]:
+                raise ConfigError(
+                    f"{split.examples[number].where or 'an input'}: has more than {room} tokens, and fusion "
+                    f"'{self.name}' reads an input in one piece. Raise --max_length, or use --fusion concat or none."
+                )
             rows[number][READ] = positions
             if positions:
                 rows[number][VECTORS] = vectors[[place[position] for position in positions]]

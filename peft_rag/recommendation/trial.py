@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from peft_rag.fusion.base import Fusion, Memory, Outputs, Split
     from peft_rag.job import Prepared
-    from peft_rag.tasks.base import Task
+    from peft_rag.tasks.base import Example, Task
 
 FOLDS = 2
 """Parts that validation is cut into to fit a fusion; each fit costs about as much as a short training."""
@@ -100,7 +100,7 @@ class Trials:
             config = override(candidate.config(self.base, steps), output=str(Path(folder) / "out"))
             prepared = prepare(config, Path(folder), _silent)
             prepared.model.progress_bars = False
-            if config.head_init == "probe":
+            if config.head_init == "probe" and prepared.splits.task.probes:
                 self._start_from_probe(prepared, candidate.fusions)
             report = tune(prepared, override(config, head_init="random"), _silent)
             begun = time.perf_counter()
@@ -130,7 +130,8 @@ class Trials:
         if type(fusion) is not type(model.fusion):
             model.fusion = fusion
         log_probs = cross_fitted(fusion, checked, prepared.validation, model.memory(), task)
-        return judged(task, log_probs, task.targets(prepared.validation.examples))
+        examples = prepared.validation.examples
+        return judged(task, log_probs, task.targets(examples), examples)
 
 
 def cross_fitted(fusion: Fusion, outputs: Outputs, split: Split, memory: Memory | None, task: Task) -> Tensor:
@@ -155,11 +156,11 @@ def cross_fitted(fusion: Fusion, outputs: Outputs, split: Split, memory: Memory 
     return answers
 
 
-def judged(task: Task, log_probs: Tensor, targets: Tensor) -> Answered:
+def judged(task: Task, log_probs: Tensor, targets: Tensor, examples: Sequence[Example] = ()) -> Answered:
     """Score answers as a benchmark does: the main metric, the loss, and which answers are right."""
     from peft_rag.benchmark.work import described_arm, plain_classes
 
-    arm = described_arm(task, log_probs, targets)
+    arm = described_arm(task, log_probs, targets, examples)
     right = [float(one == target) for one, target in zip(arm["predictions"], plain_classes(targets), strict=True)]
     loss = float(task.loss(log_probs.clamp(min=_LEAST_LOG_PROB), targets))
     return Answered(arm["scores"][task.main_metric], loss, tuple(right))

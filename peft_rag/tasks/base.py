@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,9 @@ Span = tuple[int, int]
 
 Pools = list[list[list[int]]]
 """What is pooled of one input: for each decision its pools, each a list of tokens."""
+
+Reach = Callable[[str], "int | None"]
+"""Returns the character up to which a text fits into the window of tokens; None where all of it does."""
 
 
 @dataclass(frozen=True)
@@ -124,11 +127,36 @@ class Task(ABC):
         """
         raise NotImplementedError
 
+    def pieces(self, example: Example, reach: Reach) -> Sequence[Example]:
+        """Return what an example is read as: itself, or several where its text is longer than the window.
+
+        The pools of the pieces, after each other, are those of the example.
+        """
+        return (example,)
+
     def pooled(self, pools: Tensor) -> Tensor:
         """Turn the means of the pools ``(P, D)``, those of a decision after each other, into features ``(R, F)``."""
         from torch.nn.functional import normalize
 
         return normalize(pools, dim=-1)
+
+    def kept(self, features: Tensor) -> Tensor:
+        """Return what is kept of features once they are judged, one row a decision; by default all."""
+        return features
+
+    @property
+    def probes(self) -> bool:
+        """Whether there is a head that can be fitted to features that are kept (`fit_head`), and judge them again."""
+        return not self.generates
+
+    @property
+    def votes(self) -> bool:
+        """Whether the labels of documents can vote on an answer, as `knn` lets them."""
+        return True
+
+    def notes(self, examples: Sequence[Example]) -> list[str]:
+        """Return what whoever gave labelled examples should know of them, a line each."""
+        return []
 
     def as_example(self, text: str, identity: str) -> Example:
         """Return a bare text as an example without labels."""
@@ -206,12 +234,28 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def evaluate(self, log_probs: Tensor, targets: Tensor, *, resamples: int = 1000, seed: int = 0) -> dict[str, Score]:
-        """Score log-probabilities against targets; each metric by name with its interval."""
+    def evaluate(
+        self,
+        log_probs: Tensor,
+        targets: Tensor,
+        *,
+        examples: Sequence[Example] = (),
+        resamples: int = 1000,
+        seed: int = 0,
+    ) -> dict[str, Score]:
+        """Score log-probabilities against targets; each metric by name with its interval.
 
-    def merit(self, log_probs: Tensor, targets: Tensor) -> tuple[float, float]:
+        Args:
+            log_probs: in nats, ``(R, …)``.
+            targets: of the same decisions.
+            examples: what the decisions were on, for a task that scores words and not classes.
+            resamples: number of draws; with 0 an interval is the score itself.
+            seed: of the draws.
+        """
+
+    def merit(self, log_probs: Tensor, targets: Tensor, examples: Sequence[Example] = ()) -> tuple[float, float]:
         """Return what choices on validation are made by: the main metric, then the mean log-likelihood in nats."""
-        scores = self.evaluate(log_probs, targets, resamples=0)
+        scores = self.evaluate(log_probs, targets, examples=examples, resamples=0)
         return scores[self.main_metric].value, -float(self.loss(log_probs, targets))
 
     def right(self, log_probs: Tensor, targets: Tensor) -> Tensor:

@@ -185,7 +185,15 @@ class Generation(Task):
             return torch.ones(targets.shape[:-1])
         return (targets[..., 0] == asked[:, :1].to(targets.device)).float()
 
-    def evaluate(self, log_probs: Tensor, targets: Tensor, *, resamples: int = 1000, seed: int = 0) -> dict[str, Score]:
+    def evaluate(
+        self,
+        log_probs: Tensor,
+        targets: Tensor,
+        *,
+        examples: Sequence[Example] = (),
+        resamples: int = 1000,
+        seed: int = 0,
+    ) -> dict[str, Score]:
         """Return likelihood and perplexity of the right tokens, resampled over examples."""
         from peft_rag.evaluation.bootstrap import bootstrap
 

@@ -148,7 +148,15 @@ class TextClassification(Task):
 
         return one_hot(targets, 2 if self.multi_label else len(self.labels)).float()
 
-    def evaluate(self, log_probs: Tensor, targets: Tensor, *, resamples: int = 1000, seed: int = 0) -> dict[str, Score]:
+    def evaluate(
+        self,
+        log_probs: Tensor,
+        targets: Tensor,
+        *,
+        examples: Sequence[Example] = (),
+        resamples: int = 1000,
+        seed: int = 0,
+    ) -> dict[str, Score]:
         """Return accuracy, macro F1 and (single-label) Matthews' correlation and ECE, or (multi-label) micro F1."""
         from peft_rag.evaluation import metrics
         from peft_rag.evaluation.bootstrap import bootstrap

@@ -204,7 +204,15 @@ class TokenClassification(Task):
 
         return one_hot(targets[..., 0], len(self.labels)).float()
 
-    def evaluate(self, log_probs: Tensor, targets: Tensor, *, resamples: int = 1000, seed: int = 0) -> dict[str, Score]:
+    def evaluate(
+        self,
+        log_probs: Tensor,
+        targets: Tensor,
+        *,
+        examples: Sequence[Example] = (),
+        resamples: int = 1000,
+        seed: int = 0,
+    ) -> dict[str, Score]:
         """Return precision, recall and F1 of entities, resampled over texts."""
         from peft_rag.evaluation.entities import entity_scores
 

@@ -306,10 +306,9 @@ def _check_fit(case: _Case, model: RetrievalAugmentedModel) -> None:
         outputs: Outputs = model.outputs(split)
         fitted = model.fusion.fit(outputs, split, memory, task, targets)
         fused = fitted.combine(outputs, split, memory, task)
-        if task.merit(fused, targets) < task.merit(outputs.log_probs, targets):
-            raise ConformanceError(
-                f"{FIT}: {task.merit(fused, targets)} is less than {task.merit(outputs.log_probs, targets)}."
-            )
+        merit, alone = (task.merit(one, targets, split.examples) for one in (fused, outputs.log_probs))
+        if merit < alone:
+            raise ConformanceError(f"{FIT}: {merit} is less than {alone}.")
 
 
 def backbone_fingerprint(model: RetrievalAugmentedModel) -> str:

@@ -152,7 +152,7 @@ def _check_decoding(case: _Case, model: RetrievalAugmentedModel, examples: Seque
     with case.property(PERFECT):
         targets = task.targets(examples)
         perfect = task.vote(targets).clamp(min=1e-9).log()
-        score = task.evaluate(perfect, targets, resamples=0)[task.main_metric].value
+        score = task.evaluate(perfect, targets, examples=examples, resamples=0)[task.main_metric].value
         if abs(score - 1) > 1e-6:
             raise ConformanceError(f"{PERFECT}: {task.main_metric} of right answers is {score}")
         said = task.decode(perfect, examples)

@@ -22,6 +22,12 @@ RECORDS = {
         {"tokens": ["w5", "w6", "w7", "w8", "w9"], "tags": ["O", "B-a", "B-b", "I-b", "O"]},
         {"tokens": ["w1", "w11"], "tags": ["B-a", "O"]},
     ],
+    "question-answering": [
+        {"question": "w1 w2", "context": "w3 w4 w5", "answers": {"text": ["w4 w5"], "answer_start": [3]}},
+        {"question": "w6", "context": "w7", "answers": {"text": [], "answer_start": []}},
+        {"question": "w8", "context": "w9 " * 40 + "w10", "answers": {"text": ["w10"], "answer_start": [120]}},
+        {"question": "w11", "context": "w12 w13", "answers": {"text": ["w12"], "answer_start": [0]}},
+    ],
     "text2text": [
         {"source": "w1 w2 w3", "target": "w4"},
         {"source": "w5", "target": ["w6 w7 w8", "w9"]},

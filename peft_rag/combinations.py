@@ -1,0 +1,62 @@
+"""Which parts of a run go together: asked before anything heavy is loaded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from peft_rag.config import WITHIN_DOCUMENT
+from peft_rag.errors import ConfigError, RetrievalError
+from peft_rag.retrieval.stored import is_index
+
+if TYPE_CHECKING:
+    from peft_rag.config import RunConfig
+    from peft_rag.data import Splits
+    from peft_rag.fusion.base import Fusion
+    from peft_rag.tasks.base import Task
+
+
+def check_neighbours(config: RunConfig, fusion: Fusion) -> None:
+    """Raise where an option for neighbours meets a fusion that has none of that kind."""
+    if config.retrieval_dropout and not fusion.reads_neighbours:
+        raise ConfigError(
+            f"retrieval_dropout is {config.retrieval_dropout}, but fusion '{config.fusion}' reads no neighbours in "
+            "training, so that there are none to drop. Leave it out, or pick one that reads them (--fusion concat)."
+        )
+    if config.min_score is not None and not fusion.neighbours_wanted:
+        raise ConfigError(
+            f"min_score is {config.min_score}, but fusion '{config.fusion}' as it is set takes no neighbours from the "
+            "retriever, so that there is no score to compare. Leave it out, or pick one that does (--fusion concat)."
+        )
+
+
+def check_task(config: RunConfig, fusion: Fusion, task: Task) -> None:
+    """Raise where a task cannot be combined with what is asked for."""
+    if fusion.needs_labels and not task.votes:
+        raise ConfigError(
+            f"fusion '{config.fusion}' lets documents vote with their labels, but the answers of task '{config.task}' "
+            "are no labels that one text could give another. Use --fusion concat or none."
+        )
+    if config.long_inputs == WITHIN_DOCUMENT and task.pools_spans:
+        raise ConfigError(
+            f"long_inputs is '{WITHIN_DOCUMENT}', which reads chosen parts of a text, but task '{config.task}' judges "
+            "places in the whole. Leave it at cut."
+        )
+
+
+def check_corpus(fusion: Fusion, splits: Splits) -> None:
+    """Raise where the corpus is too small for a fusion, or lacks the labels that it needs."""
+    if len(splits.corpus) < fusion.documents_needed:
+        raise RetrievalError(
+            f"the corpus '{splits.corpus.name}' has {len(splits.corpus):,} documents, fewer than the "
+            f"{fusion.documents_needed} neighbours asked for. Lower --fusion.k or name a larger corpus."
+        )
+    if fusion.needs_labels:
+        unlabelled = next((d.id for d in splits.corpus if not d.labels), None)
+        if unlabelled is not None and not getattr(splits.task, "multi_label", False):
+            mend = "Label every document (--label_field)"
+            if is_index(splits.fields.source):
+                mend = "Build the index of labelled documents (peft-rag index build --label-field)"
+            raise RetrievalError(
+                f"document '{unlabelled}' of the corpus '{splits.corpus.name}' has no label, but this fusion lets "
+                f"documents vote. {mend}, or use --fusion concat or none."
+            )
