@@ -12,6 +12,7 @@ from peft_rag.data import Splits, read_splits
 from peft_rag.decisions import Decisions
 from peft_rag.errors import ConfigError, RetrievalError
 from peft_rag.evaluation.overlap import overlap_lines
+from peft_rag.joining import check_joined
 from peft_rag.measuring import (
     kept_lines,
     measure_after,
@@ -166,6 +167,7 @@ def prepare(config: RunConfig, working: Path, say: Say) -> Prepared:
         f"{len(splits.corpus):,} documents"
     )
     _check_corpus(fusion, splits)
+    check_joined(config, fusion, splits)
 
     from transformers import set_seed
 
@@ -365,7 +367,7 @@ def _retrieve(knowledge: Knowledge, splits: Splits, fusion: Fusion, *, search: b
     from peft_rag.fusion.knn import KnnFusion
 
     separate = not splits.fields.is_training_data
-    votes = splits.task.one_decision and all(d.labels for d in splits.corpus)
+    votes = splits.task.votes and splits.task.one_decision and all(d.labels for d in splits.corpus)
     voters = KnnFusion(space="retriever").neighbours_wanted if votes else 0
     most = max(fusion.neighbours_wanted, voters) if search else 0
     train = knowledge.split(

@@ -52,7 +52,7 @@ def measure_before(prepared: Prepared, say: Say) -> dict[str, Tensor]:
     with model.disable_adapter():
         outputs = model.outputs(prepared.test, fusion=NoFusion(), progress="untrained model")
     answers = {"untrained": outputs.log_probs}
-    if task.one_decision and all(document.labels for document in prepared.splits.corpus):
+    if task.votes and task.one_decision and all(document.labels for document in prepared.splits.corpus):
         answers["retrieval_alone"] = _retrieval_alone(prepared, outputs)
     targets = task.targets(prepared.test.examples)
     for arm, given in answers.items():

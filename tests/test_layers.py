@@ -43,7 +43,7 @@ LAYERS = [
     {"model"},
     {"card", "training"},
     {"artefact"},
-    {"results", "workspace", "measuring"},
+    {"results", "workspace", "measuring", "joining"},
     {"job", "testing"},
     {"benchmark"},
     {"recommendation"},

@@ -107,6 +107,11 @@ class Task(ABC):
         return self
 
     @property
+    def votes(self) -> bool:
+        """Whether the labels of documents can answer for an example: not where they number what is its own."""
+        return True
+
+    @property
     def pools_spans(self) -> bool:
         """Whether decisions rest on parts of the text, which `pools` names, and not on all of it."""
         return False
@@ -144,7 +149,7 @@ class Task(ABC):
         Raises:
             RetrievalError: its labels are none of this task.
         """
-        return Example(document.id, document.text, document.labels, where)
+        return Example(document.id, document.text, document.labels, where, document.group, document.spans)
 
     @property
     def passage_template(self) -> str:
