@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils.data import SequentialSampler
 from tqdm.auto import tqdm
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -197,6 +198,10 @@ class ExamplesTrainer(Trainer):
         rows = self.train_dataset if train_dataset is None else train_dataset
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
         return self._by_length(rows, batch) or super()._get_train_sampler(train_dataset)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        """Return any sampler that asks nothing of the rows: `evaluation_loop` reads them itself."""
+        return SequentialSampler(eval_dataset)
 
     def _by_length(self, rows: Any, batch: int) -> LengthGroupedSampler | None:
         """Group examples of like length, whether they hold one input or several, where that is asked for."""
