@@ -38,7 +38,16 @@ def entities(draw: random.Random) -> Row:
     return {"tokens": tokens, "tags": tags}
 
 
+def choices(draw: random.Random) -> Row:
+    """The one fruit among two or three choices is right."""
+    given = [draw.choice(WORDS[kind]) for kind in ("fruit", *draw.sample(("metal", "river"), draw.choice((1, 2))))]
+    right = given[0]
+    draw.shuffle(given)
+    return {"question": draw.choice(FILLER), "choices": given, "label": right}
+
+
 TASKS: dict[str, tuple[Callable[[random.Random], Row], tuple[str, ...], str, set[str]]] = {
+    "multiple-choice": (choices, (), "accuracy", {"label", "choice"}),
     "relation-extraction": (relation, (), "micro_f1", {"label"}),
     "text-classification": (sense, ("--task.span_field", "position"), "accuracy", {"label"}),
     "token-classification": (entities, (), "entity_f1", {"entities", "tags"}),
@@ -57,6 +66,9 @@ def data(folder: Path, make: Callable[[random.Random], Row]) -> list[str]:
 @pytest.mark.parametrize(
     ("task", "fusion"),
     [
+        ("multiple-choice", "none"),
+        ("multiple-choice", "concat"),
+        ("multiple-choice", "marginal"),
         ("relation-extraction", "knn"),
         ("relation-extraction", "concat"),
         ("text-classification", "knn"),
@@ -120,6 +132,13 @@ def test_bad_relation_is_one_line_with_status_2(peft_rag: Run, tmp_path: Path, r
     status, _, err = peft_rag("train", "--task", "relation-extraction", "--train", bad, "--output", str(tmp_path / "o"))
     assert (status, err.count("\n")) == (2, 1)
     assert message in err
+
+
+def test_choices_cannot_vote(peft_rag: Run, tmp_path: Path) -> None:
+    flags = data(tmp_path, choices)
+    status, _, err = peft_rag("train", "--task", "multiple-choice", *flags, "--output", str(tmp_path / "out"))
+    assert (status, err.count("\n")) == (2, 1)
+    assert err.startswith("ConfigError: fusion 'knn' lets the labels of documents vote, but a label of task 'multiple")
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,12 @@ RECORDS = {
         {"messages": [{"role": "user", "content": "w5"}, {"role": "assistant", "content": "w6 w7 w8"}]},
         {"prompt": "w10 w11", "response": "w12 w13"},
     ],
+    "multiple-choice": [
+        {"question": "w1 w2", "choices": ["w3", "w4 w5", "w6"], "label": 0},
+        {"question": "w7", "choices": ["w8 w9", "w3"], "label": "w3"},
+        {"question": "w10 w11", "choices": ["w12", "w3 w2", "w14"], "label": "B"},
+        {"question": "w2", "choices": ["w15", "w16"], "label": 1},
+    ],
     "relation-extraction": [
         {"tokens": ["w1", "w2", "w3"], "head": [0, 1], "tail": [2], "label": "odd"},
         {"tokens": ["w4", "w6"], "head": 0, "tail": 1, "label": "even"},
