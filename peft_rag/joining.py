@@ -16,12 +16,12 @@ def check_joined(config: RunConfig, fusion: Fusion, splits: Splits) -> None:
     """Check that a run's task can be fused with its corpus in the way it asks for.
 
     Raises:
-        ConfigError: documents cannot vote on this task, or it judges parts of texts that were to be condensed.
-        RetrievalError: parts of documents would have to vote, but one of them does not say which parts.
+        RetrievalError: documents cannot vote on this task, or parts of them would have to that one does not mark.
+        ConfigError: the task judges parts of texts that were to be condensed.
     """
     task = splits.task
     if fusion.needs_labels and not task.votes:
-        raise ConfigError(
+        raise RetrievalError(
             f"fusion '{config.fusion}' lets the labels of documents vote, but a label of task '{config.task}' says "
             "nothing of another example. Pick a fusion that reads neighbours (--fusion concat), or --fusion none."
         )

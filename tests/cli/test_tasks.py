@@ -138,7 +138,9 @@ def test_choices_cannot_vote(peft_rag: Run, tmp_path: Path) -> None:
     flags = data(tmp_path, choices)
     status, _, err = peft_rag("train", "--task", "multiple-choice", *flags, "--output", str(tmp_path / "out"))
     assert (status, err.count("\n")) == (2, 1)
-    assert err.startswith("ConfigError: fusion 'knn' lets the labels of documents vote, but a label of task 'multiple")
+    assert err.startswith(
+        "RetrievalError: fusion 'knn' lets the labels of documents vote, but a label of task 'multiple"
+    )
 
 
 @pytest.mark.parametrize(
