@@ -30,16 +30,21 @@ def check_neighbours(config: RunConfig, fusion: Fusion) -> None:
 
 
 def check_task(config: RunConfig, fusion: Fusion, task: Task) -> None:
-    """Raise where a task cannot be combined with what is asked for."""
+    """Raise where a task cannot be combined with what is asked for.
+
+    Raises:
+        RetrievalError: documents cannot vote on this task.
+        ConfigError: the task judges parts of texts that were to be condensed.
+    """
     if fusion.needs_labels and not task.votes:
-        raise ConfigError(
-            f"fusion '{config.fusion}' lets documents vote with their labels, but the answers of task '{config.task}' "
-            "are no labels that one text could give another. Use --fusion concat or none."
+        raise RetrievalError(
+            f"fusion '{config.fusion}' lets the labels of documents vote, but a label of task '{config.task}' says "
+            "nothing of another example. Pick a fusion that reads neighbours (--fusion concat), or --fusion none."
         )
     if config.long_inputs == WITHIN_DOCUMENT and task.pools_spans:
         raise ConfigError(
-            f"long_inputs is '{WITHIN_DOCUMENT}', which reads chosen parts of a text, but task '{config.task}' judges "
-            "places in the whole. Leave it at cut."
+            f"task '{config.task}' judges parts of a text, but long_inputs is '{WITHIN_DOCUMENT}', which may leave "
+            "them out. Leave long_inputs at cut, and cut the texts into shorter ones."
         )
 
 
@@ -60,3 +65,11 @@ def check_corpus(fusion: Fusion, splits: Splits) -> None:
                 f"document '{unlabelled}' of the corpus '{splits.corpus.name}' has no label, but this fusion lets "
                 f"documents vote. {mend}, or use --fusion concat or none."
             )
+    if fusion.needs_features and splits.task.pools_spans:
+        for document in splits.corpus:
+            where = f"corpus '{splits.corpus.name}' document '{document.id}'"
+            if not splits.task.example_of(document, where).spans:
+                raise RetrievalError(
+                    f"{where}: does not mark the part of its text that its label is about, so that it cannot vote. Use "
+                    "the training data as corpus (leave --corpus out), or --fusion concat or none."
+                )

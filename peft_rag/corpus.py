@@ -32,6 +32,8 @@ class Document:
         group: documents of one non-empty group are never neighbours of one another; e.g. the chunks of one
             page.
         metadata: everything else that the record held.
+        spans: the parts of the text that its labels are about, as first character and the one after the last; empty
+            where they are about all of it.
     """
 
     id: str
@@ -39,6 +41,7 @@ class Document:
     labels: tuple[str, ...] = ()
     group: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    spans: tuple[tuple[int, int], ...] = ()
 
 
 class Corpus(Sequence[Document]):
@@ -110,10 +113,11 @@ class Corpus(Sequence[Document]):
 
     @cached_property
     def fingerprint(self) -> str:
-        """``sha256:<hex>`` over ids, texts and labels in their order."""
+        """``sha256:<hex>`` over ids, texts and labels in their order, and over spans where there are any."""
         digest = hashlib.sha256()
         for document in self._documents:
-            digest.update(json.dumps([document.id, document.text, document.labels]).encode() + b"\n")
+            about = [document.id, document.text, document.labels, *([document.spans] if document.spans else [])]
+            digest.update(json.dumps(about).encode() + b"\n")
         return f"sha256:{digest.hexdigest()}"
 
     @cached_property

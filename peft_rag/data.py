@@ -176,7 +176,7 @@ def _documents(examples: Sequence[Example], name: str) -> Corpus:
             )
         lines[example.id] = example.where
     return Corpus.from_documents(
-        [Document(example.id, example.text, example.labels or (), example.group) for example in examples],
+        [Document(one.id, one.text, one.labels or (), one.group, spans=one.spans) for one in examples],
         name,
     )
 

@@ -174,13 +174,14 @@ def name_field(record: Record, name: str) -> str:
     return "" if value is None else str(value).strip()
 
 
-def words_field(record: Record, name: str, flag: str) -> list[str]:
+def words_field(record: Record, name: str, flag: str, *, spaces: bool = False) -> list[str]:
     """Return a record's list of words or tags, each a text without spaces.
 
     Args:
         record: the record.
         name: the field's name.
         flag: the option by which a user names the field.
+        spaces: whether they may hold spaces, or nothing else, all the same.
 
     Raises:
         DataError: the field is missing, no list, empty, or holds something that is no single word.
@@ -192,13 +193,13 @@ def words_field(record: Record, name: str, flag: str) -> list[str]:
             f"words. Name the field with {flag}, or remove the record."
         )
     for number, word in enumerate(value, start=1):
-        if not isinstance(word, str) or len(word.split()) != 1:
+        if not isinstance(word, str) or not (spaces or len(word.split()) == 1):
             raise DataError(
                 f"{record.where}: field '{name}' holds {word!r} at place {number}, which is no single word. "
-                "Give texts without spaces."
+                f"Give texts{'' if spaces else ' without spaces'}."
             )
         _well_formed(record, name, word)
-    return [word.strip() for word in value]
+    return list(value) if spaces else [word.strip() for word in value]
 
 
 def _field(record: Record, name: str, flag: str, likely: Callable[[], str]) -> Any:

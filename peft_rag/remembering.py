@@ -33,7 +33,8 @@ def remember(model: RetrievalAugmentedModel, knowledge: Knowledge, progress: str
     features = None
     saved_as = model.saved_as.get(model.adapter)
     if fusion.needs_features and saved_as:
-        key = sha256_of_json([saved_as, knowledge.corpus.fingerprint, model.max_length])
+        judged = [list(one.spans) for one in examples if one.spans]
+        key = sha256_of_json([saved_as, knowledge.corpus.fingerprint, model.max_length, judged])
         folder = knowledge.cache / "features" / key.removeprefix("sha256:")
         features = torch.tensor(cached_arrays(folder, {"documents": len(examples)}, encode)["features"])
     elif fusion.needs_features:

@@ -25,6 +25,7 @@ COMMANDS = [
     if (words := shlex.split(part))[:1] == ["peft-rag"]
 ]
 RUN_FILES = sorted((ROOT / "examples").glob("wiki-topics*.yaml"))
+TASK_FILES = [ROOT / f"examples/{name}.yaml" for name in ("choices", "entities", "relations", "senses")]
 
 pytestmark = [
     pytest.mark.slow,
@@ -61,6 +62,11 @@ def make_decoder(folder: Path, like: str) -> None:
     GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder)
 
 
+def on_own_data(flags: list[str]) -> list[str]:
+    """Return the flags that make a run small whose file names its own data; what is judged must lie in the window."""
+    return [flag for flag in flags if flag.startswith(("--backbone", "--encoder", "--max_steps"))] + ["--max_length=64"]
+
+
 def small(words: list[str], flags: list[str]) -> list[str]:
     """Return a command of the README with the flags that make its run small; what it names stays, but lengths."""
     given = words[1:]
@@ -70,6 +76,8 @@ def small(words: list[str], flags: list[str]) -> list[str]:
         return [*given, "--dry-run"]
     if given[0] not in ("train", "recommend") or "--help" in given:
         return given
+    if ROOT / given[1] in TASK_FILES:
+        return given + on_own_data(flags)
     if given[0] == "recommend":
         given += ["--methods=head,bitfit", "--trials=1"]
     run_file = next((word for word in given if word.endswith(".yaml")), "")
@@ -128,6 +136,14 @@ def test_run_file_runs_by_changing_one_word(path: Path, newcomer: list[str]) -> 
     others = [from_mapping(yaml.safe_load(other.read_text())).to_dict() for other in RUN_FILES]
     same = [{name: value for name, value in other.items() if name not in ("method", "output")} for other in others]
     assert all(other == same[0] for other in same)
+
+
+@pytest.mark.parametrize("path", TASK_FILES, ids=lambda path: path.stem)
+def test_run_file_of_another_task_runs_on_data_of_its_own(path: Path, newcomer: list[str]) -> None:
+    assert main(["train", f"examples/{path.name}", *on_own_data(newcomer), "--disable_tqdm"]) == 0
+    config = from_mapping(yaml.safe_load(path.read_text()))
+    assert (Path(config.output) / "adapter_model.safetensors").is_file()
+    assert all(name.startswith("examples/data/") for name in (config.train, config.test))
 
 
 def test_readme_data_error_is_the_one_the_command_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ from peft_rag.fusion.none import NoFusion
 
 if TYPE_CHECKING:
     from peft_rag.model import RetrievalAugmentedModel
+    from peft_rag.tasks.base import Example
 
 _SINGLE_TEXTS = 50
 _BATCHED_TEXTS = 256
@@ -52,15 +53,15 @@ def batched(model: RetrievalAugmentedModel, split: Split, *, whole: bool) -> tup
     return outputs, sum(map(tokens_in, model.encode(part))) / seconds
 
 
-def latency(model: RetrievalAugmentedModel, texts: Sequence[str]) -> dict[str, dict[str, float]]:
+def latency(model: RetrievalAugmentedModel, examples: Sequence[Example]) -> dict[str, dict[str, float]]:
     """Return median and 95th percentile of the milliseconds one prediction takes, without and with retrieval.
 
-    Each of the first 50 texts is predicted alone, from text to label: with retrieval, the query is encoded and searched
-    for as well. What was computed before is not looked up: neighbours go to a cache of their own.
+    Each of the first 50 examples is predicted alone, from text to label: with retrieval, the query is encoded and
+    searched for as well. What was computed before is not looked up: neighbours go to a cache of their own.
     """
-    measured = {"without": _percentiles(_single(model, texts, NoFusion()))}
+    measured = {"without": _percentiles(_single(model, examples, NoFusion()))}
     if not isinstance(model.fusion, NoFusion):
-        measured["with"] = _percentiles(_single(model, texts, model.fusion))
+        measured["with"] = _percentiles(_single(model, examples, model.fusion))
     return measured
 
 
@@ -117,13 +118,13 @@ def load_seconds(folder: Path) -> float:
     return time.perf_counter() - begun
 
 
-def _single(model: RetrievalAugmentedModel, texts: Sequence[str], fusion: Fusion) -> list[float]:
+def _single(model: RetrievalAugmentedModel, examples: Sequence[Example], fusion: Fusion) -> list[float]:
     times = []
     with _answering(model, fusion):
-        for number in range(-min(_WARM_UP, len(texts)), min(_SINGLE_TEXTS, len(texts))):
-            # Warm-up takes texts from the end, so that none is asked for twice where there are enough.
+        for number in range(-min(_WARM_UP, len(examples)), min(_SINGLE_TEXTS, len(examples))):
+            # Warm-up takes examples from the end, so that none is asked for twice where there are enough.
             begun = time.perf_counter()
-            model.predict([texts[number]])
+            model.predict([examples[number]])
             if number >= 0:
                 times.append((time.perf_counter() - begun) * _MILLISECONDS)
     return times

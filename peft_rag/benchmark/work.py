@@ -102,7 +102,7 @@ def measure_cell(spec: Mapping[str, Any]) -> Facts:
         outputs, costs["tokens_per_second"] = batched(model, prepared.test, whole=model.fusion.needs_labels)
         arms = {ARMS.get(arm, arm): given for arm, given in answers.log_probs.items()}
         arms |= control_arms(model, prepared.test, outputs, spec["controls"], spec["seed"])
-        costs["latency_ms"] = latency(model, texts)
+        costs["latency_ms"] = latency(model, prepared.test.examples)
         costs["off_difference"] = off_difference(model, texts)
         costs.update(_index_costs(prepared, spec["index"]))
         task, targets = prepared.splits.task, answers.targets

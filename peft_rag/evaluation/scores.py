@@ -23,21 +23,25 @@ def accuracy(predictions: IntArray, references: IntArray) -> float:
     return float((right.all(axis=1) if right.ndim == 2 else right).mean())
 
 
-def macro_f1(predictions: IntArray, references: IntArray) -> float:
+def macro_f1(predictions: IntArray, references: IntArray, ignored: int | None = None) -> float:
     """Return the mean over classes of F1 = 2·TP / (2·TP + FP + FN), in [0, 1].
 
-    Classes that occur neither in the predictions nor in the references are left out of the mean.
+    Classes that occur neither in the predictions nor in the references are left out of the mean, and so is one that
+    is ``ignored``: the one that says "nothing".
     """
-    hits, predicted, actual = _counts(predictions, references)
+    hits, predicted, actual = _counts(predictions, references, ignored)
     occurring = predicted + actual > 0
     if not occurring.any():
         return 0.0
     return float((2.0 * hits[occurring] / (predicted + actual)[occurring]).mean())
 
 
-def micro_f1(predictions: IntArray, references: IntArray) -> float:
-    """Return F1 over all label decisions together, in [0, 1]; for single-label data it equals accuracy."""
-    hits, predicted, actual = _counts(predictions, references)
+def micro_f1(predictions: IntArray, references: IntArray, ignored: int | None = None) -> float:
+    """Return F1 over all label decisions together, in [0, 1]; for single-label data it equals accuracy.
+
+    With an ``ignored`` class, the one that says "nothing", TP, FP and FN of the others alone are counted.
+    """
+    hits, predicted, actual = _counts(predictions, references, ignored)
     decisions = predicted.sum() + actual.sum()
     return float(2.0 * hits.sum() / decisions) if decisions else 0.0
 
@@ -72,12 +76,19 @@ def calibration_error(confidence: FloatArray, right: FloatArray, bins: int = 15)
     return float(np.abs(gap).sum() / confidence.size)
 
 
-def _counts(predictions: IntArray, references: IntArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Return, per class, how often it was right, predicted and actual, each ``(C,)``."""
+def _counts(
+    predictions: IntArray, references: IntArray, ignored: int | None = None
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Return, per class, how often it was right, predicted and actual, each ``(C,)``; 0 for the one ignored."""
     if references.ndim == 2:
-        hits = (predictions * references).sum(axis=0)
-        return hits.astype(float), predictions.sum(axis=0).astype(float), references.sum(axis=0).astype(float)
-    classes = int(max(predictions.max(), references.max())) + 1
-    hit = np.bincount(references[predictions == references], minlength=classes)
-    predicted, actual = (np.bincount(side, minlength=classes) for side in (predictions, references))
-    return hit.astype(float), predicted.astype(float), actual.astype(float)
+        hit, predicted, actual = (
+            (predictions * references).sum(axis=0),
+            predictions.sum(axis=0),
+            references.sum(axis=0),
+        )
+    else:
+        classes = int(max(predictions.max(), references.max())) + 1
+        hit = np.bincount(references[predictions == references], minlength=classes)
+        predicted, actual = (np.bincount(side, minlength=classes) for side in (predictions, references))
+    counted = np.arange(len(hit)) != (-1 if ignored is None else ignored)
+    return hit * counted.astype(float), predicted * counted.astype(float), actual * counted.astype(float)

@@ -110,6 +110,11 @@ class Task(ABC):
         return self
 
     @property
+    def votes(self) -> bool:
+        """Whether the labels of documents can answer for an example: not where they number what is its own."""
+        return True
+
+    @property
     def pools_spans(self) -> bool:
         """Whether decisions rest on parts of the text, which `pools` names, and not on all of it."""
         return False
@@ -149,11 +154,6 @@ class Task(ABC):
         """Whether there is a head that can be fitted to features that are kept (`fit_head`), and judge them again."""
         return not self.generates
 
-    @property
-    def votes(self) -> bool:
-        """Whether the labels of documents can vote on an answer, as `knn` lets them."""
-        return True
-
     def notes(self, examples: Sequence[Example]) -> list[str]:
         """Return what whoever gave labelled examples should know of them, a line each."""
         return []
@@ -172,7 +172,7 @@ class Task(ABC):
         Raises:
             RetrievalError: its labels are none of this task.
         """
-        return Example(document.id, document.text, document.labels, where)
+        return Example(document.id, document.text, document.labels, where, document.group, document.spans)
 
     @property
     def passage_template(self) -> str:

@@ -24,7 +24,7 @@ def fit_probe(head: nn.Module, features: Tensor, targets: Tensor, classes: int, 
     Dims: N examples, F of a feature, C classes.
 
     Args:
-        head: linear, from F to C.
+        head: linear, from F to C; it may have no bias.
         features: ``(N, F)``.
         targets: classes ``(N,)``, or 0/1 for each ``(N, C)``.
         classes: C.
@@ -44,7 +44,8 @@ def fit_probe(head: nn.Module, features: Tensor, targets: Tensor, classes: int, 
         weight, bias = _one_row_a_class(*_logistic(inputs, wanted, strength), np.unique(wanted), classes)
     with torch.no_grad():
         head.weight.copy_(torch.as_tensor(weight / spread))
-        head.bias.copy_(torch.as_tensor(bias - weight @ mean / spread))
+        if head.bias is not None:
+            head.bias.copy_(torch.as_tensor(bias - weight @ mean / spread))
 
 
 def _logistic(inputs: Any, wanted: Any, strength: float) -> tuple[Any, Any]:

@@ -3,32 +3,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from peft_rag.cli import main
 from peft_rag.cli.flags import read_flags
 from peft_rag.cli.train import _merge
 from peft_rag.errors import ConfigError
-
-Run = Callable[..., "tuple[int, str, str]"]
-
-
-@pytest.fixture
-def peft_rag(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.setattr("peft_rag.cli.progress.hold_back_chatter", lambda: None)
-
-    def run(*words: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        status = main(list(words))
-        output = capsys.readouterr()
-        return status, output.out, output.err
-
-    return run
+from tests.cli.conftest import Run
 
 
 @pytest.fixture

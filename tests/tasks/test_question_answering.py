@@ -413,10 +413,10 @@ def test_command_line_trains_predicts_and_evaluates(tmp_path, tiny_bert, capsys,
     flags += ["--max_length=32", "--method=full", "--learning_rate=1e-2", "--num_train_epochs=4", "--disable_tqdm"]
     out = tmp_path / "out"
     assert main(["train", *flags, f"--output={tmp_path / 'knn'}"]) == 2
-    assert "lets documents vote with their labels" in capsys.readouterr().err
+    assert "lets the labels of documents vote" in capsys.readouterr().err
     long = ["--fusion=none", "--long_inputs=within_document", f"--output={tmp_path / 'long'}"]
     assert main(["train", *flags, *long]) == 2
-    assert "judges places in the whole" in capsys.readouterr().err
+    assert "judges parts of a text" in capsys.readouterr().err
     assert main(["train", *flags, "--fusion=none", f"--output={out}"]) == 0
     measured = json.loads((out / "metrics.json").read_text())
     assert measured["after"]["f1"] > max(0.8, measured["before"]["f1"])

@@ -38,6 +38,18 @@ RECORDS = {
         {"messages": [{"role": "user", "content": "w5"}, {"role": "assistant", "content": "w6 w7 w8"}]},
         {"prompt": "w10 w11", "response": "w12 w13"},
     ],
+    "multiple-choice": [
+        {"question": "w1 w2", "choices": ["w3", "w4 w5", "w6"], "label": 0},
+        {"question": "w7", "choices": ["w8 w9", "w3"], "label": "w3"},
+        {"question": "w10 w11", "choices": ["w12", "w3 w2", "w14"], "label": "B"},
+        {"question": "w2", "choices": ["w15", "w16"], "label": 1},
+    ],
+    "relation-extraction": [
+        {"tokens": ["w1", "w2", "w3"], "head": [0, 1], "tail": [2], "label": "odd"},
+        {"tokens": ["w4", "w6"], "head": 0, "tail": 1, "label": "even"},
+        {"text": "w5 w6 w7 w8 w9", "head": [0, 2], "tail": {"start": 6, "end": 14}, "label": "odd"},
+        {"tokens": ["w10", "w11", "w1", "w2"], "head": [3], "tail": [1, 2], "label": "even"},
+    ],
 }
 OPTIONS = {"text2text": {"target_length": 6}, "text-generation": {"target_length": 6}}
 DECODERS = {"gpt2", "llama", "gemma", "gemma3", "qwen"}
@@ -46,6 +58,14 @@ WRITERS = {"text2text": {*DECODERS, "t5", "bart", "encoder_decoder"}, "text-gene
 
 def make(task):
     return load(TASKS, task)(**OPTIONS.get(task, {}))
+
+
+MARKED = [
+    {"tokens": ["w1", "w2", "w3"], "position": 1, "label": "odd"},
+    {"tokens": ["w4"], "position": [0], "label": "even"},
+    {"text": "w5 w6 w7 w8 w9", "position": [3, 8], "label": "odd"},
+    {"tokens": ["w10", "w11"], "position": [0, 1], "label": "even"},
+]
 
 
 def test_every_installed_task_has_records_to_be_checked_with():
@@ -69,6 +89,11 @@ def test_task_conforms_under_a_method(task, method):
         pytest.skip("a task that writes has no head to train")
     backbone = TINY_BACKBONES["gpt2" if task in WRITERS else "bert"]
     assert check_task(make(task), RECORDS[task], backbone, method).checked
+
+
+@pytest.mark.parametrize("backbone", ["bert", "llama", "t5"])
+def test_classification_of_one_marked_part_conforms(backbone):
+    assert check_task(TextClassification(span_field="position"), MARKED, TINY_BACKBONES[backbone]).checked
 
 
 @dataclass(frozen=True)
