@@ -16,6 +16,8 @@ from peft_rag.tasks.base import Example, Task
 from peft_rag.tasks.probe import fit_probe
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from peft_rag.evaluation.bootstrap import Score
@@ -173,6 +175,21 @@ class TextClassification(Task):
         error = metrics.CalibrationError
         result[error.key] = bootstrap(error.score, sure, right, resamples=resamples, seed=seed)
         return result
+
+    @property
+    def statistic(self) -> str:
+        return "f1" if self.multi_label else "mean"
+
+    def tally(self, log_probs: Tensor, targets: Tensor, examples: Sequence[Example] = ()) -> NDArray[np.float64]:
+        """Return whether each text is right, ``(B, 1)``; when multi-label its labels right, predicted and actual."""
+        if not self.multi_label:
+            return super().tally(log_probs, targets)
+        import torch
+
+        predicted, actual = log_probs.argmax(-1).cpu(), targets.cpu()
+        sides = (predicted * actual, predicted, actual)
+        counts: NDArray[np.float64] = torch.stack([side.sum(-1) for side in sides], dim=-1).double().numpy()
+        return counts
 
     def decode(self, log_probs: Tensor, examples: Sequence[Example]) -> list[tuple[tuple[str, ...], float]]:
         best, chosen = log_probs.max(-1)
