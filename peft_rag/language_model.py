@@ -48,6 +48,31 @@ def head_of(backbone: nn.Module) -> nn.Module:
     return head
 
 
+def last_states(backbone: nn.Module, inputs: dict[str, Tensor], start: int | None) -> Tensor:
+    """Return the states that the head reads ``(B, T, D)``; it is given the last of them alone.
+
+    Args:
+        backbone: a decoder or an encoder-decoder, with its head, under any method.
+        inputs: what it reads.
+        start: the token that an encoder-decoder's decoder starts with, whose state is returned; None for a decoder.
+    """
+    states: list[Tensor] = []
+
+    def choose(module: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        states.append(given[0])
+        return (given[0][:, -1:], *given[1:])
+
+    if start is not None:
+        ids = inputs["input_ids"]
+        inputs = inputs | {"decoder_input_ids": ids.new_full((len(ids), 1), start)}
+    handle = head_of(backbone).register_forward_pre_hook(choose)
+    try:
+        backbone(**inputs, use_cache=False)
+    finally:
+        handle.remove()
+    return states[0]
+
+
 def token_log_probs(
     backbone: nn.Module,
     inputs: dict[str, Tensor],

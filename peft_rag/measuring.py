@@ -115,13 +115,16 @@ def write_after(prepared: Prepared) -> dict[str, list[str]]:
     return texts
 
 
-def scores_of(prepared: Prepared, answers: Answers) -> dict[str, dict[str, Score]]:
+def scores_of(prepared: Prepared, answers: Answers, *, resamples: int = 1000) -> dict[str, dict[str, Score]]:
     """Score every arm on the test split, and the texts it wrote: by arm and metric, with intervals."""
     task, test = prepared.splits.task, prepared.test.examples
-    arms = {arm: task.evaluate(given, answers.targets, examples=test) for arm, given in answers.log_probs.items()}
+    arms = {
+        arm: task.evaluate(given, answers.targets, examples=test, resamples=resamples)
+        for arm, given in answers.log_probs.items()
+    }
     if isinstance(task, Generation):
         for arm, texts in answers.texts.items():
-            arms[arm] |= task.score_texts(texts, test[: len(texts)])
+            arms[arm] |= task.score_texts(texts, test[: len(texts)], resamples=resamples)
     return arms
 
 

@@ -89,13 +89,14 @@ def _cell(setting: Setting, method: str, seed: int, packages: Sequence[str], pee
 def _facts(splits: Splits, answer: Answer) -> dict[str, Any]:
     import torch
 
-    from peft_rag.benchmark.work import described_arm, plain_classes
+    from peft_rag.benchmark.work import described_arm, plain_targets
 
     targets = splits.task.targets(splits.test)
     log_probs = torch.tensor(answer.probabilities).clamp(min=1e-12).log()
     return {
         "main_metric": splits.task.main_metric,
-        "targets": plain_classes(targets),
+        "statistic": splits.task.statistic,
+        "targets": plain_targets(splits.task, targets),
         "arms": {"off": described_arm(splits.task, log_probs, targets)},
         "costs": answer.costs,
     }

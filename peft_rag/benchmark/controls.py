@@ -4,17 +4,22 @@ Nothing is trained or fitted here: the model, its fusion and how far that counts
 The arms are
 
 - ``random``: as many documents drawn at random, under the similarities of those that were retrieved;
-- ``shuffled``: the retrieved documents, their labels permuted over the corpus;
-- ``oracle``: the nearest documents that carry a label of the example's own;
+- ``shuffled``: the retrieved documents, their labels permuted over the corpus, tags of words over all its words;
+- ``oracle``: the nearest documents of a kind that the example is of: with one of its labels, or one of its entities;
 - ``filler``: for a fusion whose inputs hold neighbours, words without content, token for token as long.
 
-Dims: N examples, K neighbours, D dimensions, M documents.
+Where an example takes several decisions and documents vote on them (the tags of words, the tokens of a text), each
+decision has neighbours of its own, and so do the arms: decisions on documents drawn at random, with their targets
+permuted, and the nearest with the same target. There is no ``oracle`` where answers are texts and neighbours are read:
+no two examples have the same answer, and which documents help with one nobody has said.
+
+Dims: N examples, R decisions on them, K neighbours, D dimensions, M documents or decisions on them.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,21 +27,24 @@ import numpy as np
 
 from peft_rag.corpus import Corpus
 from peft_rag.fusion.base import PASSAGES, READ, Fusion, Memory, Outputs, Reader, Split
-from peft_rag.fusion.knn import unit
+from peft_rag.fusion.knn import forbidden_rows, unit
 from peft_rag.fusion.mixing import mix
 from peft_rag.fusion.none import NoFusion
 from peft_rag.retrieval.base import NO_POSITION, Neighbours
 from peft_rag.retrieval.drawn import random_neighbours
 from peft_rag.retrieval.vectors import exact_search
+from peft_rag.tasks.base import GOLD, Example
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from peft_rag.model import RetrievalAugmentedModel
+    from peft_rag.tasks.base import Task
 
 _FILLER = "and so on, "
 
 Search = Callable[[list[int], list[int], int], Neighbours]
+Kinds = tuple[Hashable, ...]
 
 
 def control_arms(
@@ -52,16 +60,18 @@ def control_arms(
         seed: of what is drawn.
 
     Returns:
-        log-probabilities in nats by arm, ``(N, …)``; no arm for a model without retrieval, and neither ``shuffled``
+        log-probabilities in nats by arm, ``(R, …)``; no arm for a model without retrieval, and neither ``shuffled``
         nor ``oracle`` where no document has a label.
     """
     fusion, knowledge = model.fusion, model.knowledge
     if isinstance(fusion, NoFusion) or knowledge is None:
         return {}
     labelled = any(document.labels for document in knowledge.corpus)
+    nameless = fusion.reads_neighbours and (model.task.generates or not model.task.votes)
     possible = {
         "random",
-        *(("shuffled", "oracle") if labelled else ()),
+        *(("shuffled",) if labelled else ()),
+        *(("oracle",) if labelled and not nameless else ()),
         *(("filler",) if fusion.reads_neighbours else ()),
     }
     answer = _read_again if fusion.reads_neighbours else _voted_again
@@ -74,15 +84,26 @@ def control_arms(
     return arms
 
 
-def shuffled_corpus(corpus: Corpus, generator: np.random.Generator) -> Corpus:
-    """Return the documents with their labels permuted over all of them."""
-    order = generator.permutation(len(corpus))
-    documents = [replace(document, labels=corpus[int(order[place])].labels) for place, document in enumerate(corpus)]
+def shuffled_corpus(corpus: Corpus, generator: np.random.Generator, *, by_word: bool = False) -> Corpus:
+    """Return the documents with their labels permuted over all of them.
+
+    Args:
+        corpus: the documents.
+        generator: of the permutation.
+        by_word: permute single labels, each document keeping as many as it has: they are those of its words.
+    """
+    if by_word:
+        every = [label for document in corpus for label in document.labels]
+        moved = iter([every[place] for place in generator.permutation(len(every))])
+        labels = [tuple(next(moved) for _ in document.labels) for document in corpus]
+    else:
+        labels = [corpus[int(place)].labels for place in generator.permutation(len(corpus))]
+    documents = [replace(document, labels=own) for document, own in zip(corpus, labels, strict=True)]
     return Corpus.from_documents(documents, corpus.name)
 
 
-def oracle_neighbours(split: Split, corpus: Corpus, k: int, search: Search) -> Neighbours:
-    """Find for each labelled example the nearest documents that carry one of its labels.
+def oracle_neighbours(split: Split, corpus: Corpus, k: int, search: Search, task: Task | None = None) -> Neighbours:
+    """Find for each labelled example the nearest documents of a kind that it is of.
 
     Args:
         split: labelled examples.
@@ -90,19 +111,35 @@ def oracle_neighbours(split: Split, corpus: Corpus, k: int, search: Search) -> N
         k: K.
         search: given numbers of examples, numbers of documents and K, finds the nearest of these documents for each
             of these examples, as positions in the list of documents.
+        task: says of what kinds an example is (`Task.stratum`); by default those are its labels.
     """
-    positions = np.full((len(split), k), NO_POSITION, dtype=np.int64)
-    scores = np.full((len(split), k), -np.inf, dtype=np.float32)
-    alike: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    for row, example in enumerate(split.examples):
-        alike[example.labels or ()].append(row)
-    for labels, rows in alike.items():
-        bearers = [place for place, document in enumerate(corpus) if set(labels) & set(document.labels)]
-        if not bearers:
+
+    def kinds(example: Example) -> tuple[str, ...]:
+        own = task.stratum(example) if task else example.labels or ()
+        return own or (("",) if example.labels else ())  # words that are all outside of entities are a kind too
+
+    documents = [kinds(Example(one.id, one.text, one.labels)) for one in corpus]
+    return _nearest_alike([kinds(example) for example in split.examples], documents, k, search)
+
+
+def _nearest_alike(asked: Sequence[Kinds], known: Sequence[Kinds], k: int, search: Search) -> Neighbours:
+    """Find the nearest among those that share a kind with what is asked."""
+    positions = np.full((len(asked), k), NO_POSITION, dtype=np.int64)
+    scores = np.full((len(asked), k), -np.inf, dtype=np.float32)
+    bearers: dict[Hashable, list[int]] = defaultdict(list)
+    for place, kinds in enumerate(known):
+        for kind in kinds:
+            bearers[kind].append(place)
+    alike: dict[Kinds, list[int]] = defaultdict(list)
+    for row, kinds in enumerate(asked):
+        alike[kinds].append(row)
+    for kinds, rows in alike.items():
+        among = sorted({place for kind in kinds for place in bearers.get(kind, ())})
+        if not among:
             continue
-        found = search(rows, bearers, k)
+        found = search(rows, among, k)
         missing = np.asarray(found.positions) == NO_POSITION
-        positions[rows] = np.where(missing, NO_POSITION, np.asarray(bearers)[np.where(missing, 0, found.positions)])
+        positions[rows] = np.where(missing, NO_POSITION, np.asarray(among)[np.where(missing, 0, found.positions)])
         scores[rows] = found.scores
     return Neighbours(positions, scores)
 
@@ -142,8 +179,11 @@ class Filler(Fusion):
 
 def _overwritten(row: dict[str, Any], words: Sequence[int], special: Collection[int]) -> dict[str, Any]:
     ids, place = [], 0
-    for token, pooled in zip(row["input_ids"], row["pooled_mask"], strict=True):
-        if not pooled and token not in special:
+    # A decoder's answer stands at the end of its input, its last token left away.
+    answer = len(row[GOLD]) - 1 if GOLD in row and "decoder_input_ids" not in row else 0
+    end = len(row["input_ids"]) - answer
+    for number, (token, pooled) in enumerate(zip(row["input_ids"], row["pooled_mask"], strict=True)):
+        if not pooled and token not in special and number < end:
             token, place = words[place % len(words)], place + 1
         ids.append(token)
     return row | {"input_ids": ids}
@@ -153,62 +193,65 @@ def _read_again(
     model: RetrievalAugmentedModel, split: Split, outputs: Outputs, arm: str, generator: np.random.Generator
 ) -> Tensor:
     """Answer with other neighbours in the inputs."""
-    fusion, knowledge = model.fusion, model.knowledge
+    fusion, knowledge, task = model.fusion, model.knowledge, model.task
     assert knowledge is not None
     assert split.neighbours is not None
     reading: Fusion = fusion
+    found = split.neighbours.head(fusion.neighbours_wanted)
     if arm == "filler":
         reading = Filler(fusion)
     elif arm == "shuffled":
-        reading = OtherCorpus(fusion, shuffled_corpus(knowledge.corpus, generator))
+        by_word = not task.one_decision and not task.generates
+        reading = OtherCorpus(fusion, shuffled_corpus(knowledge.corpus, generator, by_word=by_word))
+    elif arm == "random":
+        others = random_neighbours(found, len(knowledge.corpus), split.forbidden, generator)
+        split = replace(split, neighbours=others)
     else:
-        found = split.neighbours.head(fusion.neighbours_wanted)
-        split = replace(split, neighbours=_others(model, split, found, outputs, arm, generator))
+        search = _search_by_text(model, split)
+        split = replace(split, neighbours=oracle_neighbours(split, knowledge.corpus, found.k, search, task))
     given = model.outputs(split, fusion=reading, progress=f"test, {arm} neighbours")
-    return fusion.combine(given, split, model.memory(), model.task)
+    return fusion.combine(given, split, model.memory(), task)
 
 
 def _voted_again(
     model: RetrievalAugmentedModel, split: Split, outputs: Outputs, arm: str, generator: np.random.Generator
 ) -> Tensor:
     """Let other neighbours vote on what the model gave."""
-    fusion, memory = model.fusion, model.memory()
-    shown = fusion.shown(outputs, split, memory)
-    found = Neighbours.of_rows([[(one.position, one.score) for one in row] for row in shown])
+    fusion, memory, task = model.fusion, model.memory(), model.task
+    assert memory is not None
+    found = fusion.voters(outputs, split, memory)
     if arm == "shuffled":
-        assert memory is not None
-        order = generator.permutation(len(memory.targets))
-        memory = Memory(memory.targets[order], memory.features)
+        memory = replace(memory, targets=memory.targets[generator.permutation(len(memory.targets))])
+    elif arm == "random":
+        banned = forbidden_rows(outputs, split, memory)
+        found = random_neighbours(found, len(memory.targets), banned, generator)
     else:
-        found = _others(model, split, found, outputs, arm, generator)
-    return fusion.with_given_neighbours().combine(outputs, replace(split, neighbours=found), memory, model.task)
+        found = _voters_alike(model, split, outputs, memory, found.k)
+    return fusion.with_given_neighbours().combine(outputs, replace(split, neighbours=found), memory, task)
 
 
-def _others(
-    model: RetrievalAugmentedModel,
-    split: Split,
-    found: Neighbours,
-    outputs: Outputs,
-    arm: str,
-    generator: np.random.Generator,
-) -> Neighbours:
-    assert model.knowledge is not None
-    corpus = model.knowledge.corpus
-    if arm == "random":
-        return random_neighbours(found, len(corpus), split.forbidden, generator)
-    memory = model.memory()
-    if memory is not None and memory.features is not None:
-        search = _search_among(unit(outputs.features), unit(memory.features), split)
-    else:
+def _voters_alike(model: RetrievalAugmentedModel, split: Split, outputs: Outputs, memory: Memory, k: int) -> Neighbours:
+    """Find for each decision the nearest decisions on documents that it should be like."""
+    if memory.features is None:
         search = _search_by_text(model, split)
-    return oracle_neighbours(split, corpus, found.k, search)
+    else:
+        banned = forbidden_rows(outputs, split, memory)
+        search = _search_among(unit(outputs.features), unit(memory.features), banned)
+    if model.task.one_decision:
+        assert model.knowledge is not None
+        return oracle_neighbours(split, model.knowledge.corpus, k, search, model.task)
+    asked, known = (
+        [(one,) for one in targets.reshape(len(targets), -1)[:, 0].tolist()]
+        for targets in (model.task.targets(split.examples), memory.targets)
+    )
+    return _nearest_alike(asked, known, k, search)
 
 
-def _search_among(queries: Any, vectors: Any, split: Split) -> Search:
+def _search_among(queries: Any, vectors: Any, forbidden: Sequence[Collection[int]]) -> Search:
     """Search within some rows of vectors ``(M, D)`` for some rows of queries ``(N, D)``."""
 
     def search(rows: list[int], documents: list[int], k: int) -> Neighbours:
-        return exact_search(queries[rows], vectors[documents], k, _forbidden(split, rows, documents))
+        return exact_search(queries[rows], vectors[documents], k, _among(forbidden, rows, documents))
 
     return search
 
@@ -220,7 +263,7 @@ def _search_by_text(model: RetrievalAugmentedModel, split: Split) -> Search:
     encoder = getattr(knowledge.retriever, "encoder", None)
     if encoder is not None:
         texts = [example.text for example in split.examples]
-        return _search_among(encoder.encode(texts), encoder.encode(knowledge.corpus.texts), split)
+        return _search_among(encoder.encode(texts), encoder.encode(knowledge.corpus.texts), split.forbidden)
 
     def search(rows: list[int], documents: list[int], k: int) -> Neighbours:
         others = frozenset(range(len(knowledge.corpus))) - frozenset(documents)
@@ -235,9 +278,11 @@ def _search_by_text(model: RetrievalAugmentedModel, split: Split) -> Search:
     return search
 
 
-def _forbidden(split: Split, rows: list[int], documents: list[int]) -> list[list[int]] | None:
-    """Translate what some examples must not see into places in a list of documents."""
-    if not len(split.forbidden):
+def _among(
+    forbidden: Sequence[Collection[int]], rows: Sequence[int], documents: Sequence[int]
+) -> list[list[int]] | None:
+    """Translate what some rows must not see into places in a list of documents."""
+    if not len(forbidden):
         return None
     place = {document: number for number, document in enumerate(documents)}
-    return [[place[one] for one in split.forbidden[row] if one in place] for row in rows]
+    return [[place[one] for one in forbidden[row] if one in place] for row in rows]

@@ -15,10 +15,13 @@ from peft_rag.fusion.batching import tokens_in
 from peft_rag.fusion.none import NoFusion
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from peft_rag.model import RetrievalAugmentedModel
     from peft_rag.tasks.base import Example
 
 _SINGLE_TEXTS = 50
+_WRITTEN_TEXTS = 10
 _BATCHED_TEXTS = 256
 _WARM_UP = 5
 _COMPARED_TEXTS = 16
@@ -56,32 +59,41 @@ def batched(model: RetrievalAugmentedModel, split: Split, *, whole: bool) -> tup
 def latency(model: RetrievalAugmentedModel, examples: Sequence[Example]) -> dict[str, dict[str, float]]:
     """Return median and 95th percentile of the milliseconds one prediction takes, without and with retrieval.
 
-    Each of the first 50 examples is predicted alone, from text to label: with retrieval, the query is encoded and
-    searched for as well. What was computed before is not looked up: neighbours go to a cache of their own.
+    Each of the first 50 examples is predicted alone (10 where texts are written, which takes a pass a token), from text
+    to answer: with retrieval, the query is encoded and searched for as well. What was computed before is not looked up:
+    neighbours go to a cache of their own.
     """
-    measured = {"without": _percentiles(_single(model, examples, NoFusion()))}
+    bare = [replace(example, labels=None) for example in examples]
+    measured = {"without": _percentiles(_single(model, bare, NoFusion()))}
     if not isinstance(model.fusion, NoFusion):
-        measured["with"] = _percentiles(_single(model, examples, model.fusion))
+        measured["with"] = _percentiles(_single(model, bare, model.fusion))
     return measured
 
 
 def off_difference(model: RetrievalAugmentedModel, texts: Sequence[str]) -> float:
     """Return the largest change that training left in the backbone with its adapter off: it must be 0.
 
-    The hidden states of a backbone loaded anew are compared with those of the trained model under `disable_adapter`.
+    The last hidden states of a backbone loaded anew are compared with those of the trained model under
+    `disable_adapter`.
     """
     import torch
 
     from peft_rag.backbone import load_backbone
+    from peft_rag.language_model import last_states
+
+    def states(backbone: nn.Module) -> Tensor:
+        if model.task.generates:
+            return last_states(backbone, dict(batch), model.decoder_start)
+        hidden: Tensor = backbone(**batch).last_hidden_state
+        return hidden
 
     batch = model.tokenizer(
         list(texts[:_COMPARED_TEXTS]), truncation=True, max_length=model.max_length, padding=True, return_tensors="pt"
     ).to(model.device)
-    fresh = load_backbone(model.source.name).model.to(model.device)
+    fresh = load_backbone(model.source.name, head="any" if model.task.generates else "none").model.to(model.device)
     model.eval()
     with torch.no_grad(), model.disable_adapter():
-        ours = model.backbone(**batch).last_hidden_state
-        theirs = fresh(**batch).last_hidden_state
+        ours, theirs = states(model.backbone), states(fresh)
     return float((ours[:, ours.shape[1] - theirs.shape[1] :] - theirs).abs().max())
 
 
@@ -120,9 +132,10 @@ def load_seconds(folder: Path) -> float:
 
 def _single(model: RetrievalAugmentedModel, examples: Sequence[Example], fusion: Fusion) -> list[float]:
     times = []
+    many, warm_up = (_WRITTEN_TEXTS, 1) if model.task.generates else (_SINGLE_TEXTS, _WARM_UP)
     with _answering(model, fusion):
-        for number in range(-min(_WARM_UP, len(examples)), min(_SINGLE_TEXTS, len(examples))):
-            # Warm-up takes examples from the end, so that none is asked for twice where there are enough.
+        for number in range(-min(warm_up, len(examples)), min(many, len(examples))):
+            # Warm-up takes texts from the end, so that none is asked for twice where there are enough.
             begun = time.perf_counter()
             model.predict([examples[number]])
             if number >= 0:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from peft_rag.benchmark.pieces import Piece
 from peft_rag.benchmark.plan import Cell, Search, Setting, as_run, fusion_of
 from peft_rag.benchmark.sources import expand
+from peft_rag.benchmark.suite import NO_FUSION
+from peft_rag.tasks.generation import Generation
 
 if TYPE_CHECKING:
     from peft_rag.backbone import Backbone
@@ -31,6 +33,7 @@ class Pace:
         train, validation, test, documents: numbers of examples.
         seconds: of one example's forward pass by label of the fusion that reads neighbours beside it; its own text
             alone under the empty label.
+        writing: seconds that writing the texts of one arm takes; 0 where the task writes none.
     """
 
     train: int
@@ -38,6 +41,7 @@ class Pace:
     test: int
     documents: int
     seconds: dict[str, float]
+    writing: float = 0.0
 
 
 def estimate(pieces: Iterable[Piece]) -> float:
@@ -65,7 +69,8 @@ def _expected(piece: Piece, pace: Pace) -> float:
     reads = label in pace.seconds
     passes = 3 + len(setting.suite.controls) if reads else 2
     encoded = pace.test + (0 if reads else 2 * pace.documents)
-    return 2 * _START + each * (trained + passes * pace.test) + plain * encoded
+    arms = 2 if piece.work.fusion.name == NO_FUSION else 3
+    return 2 * _START + each * (trained + passes * pace.test) + plain * encoded + arms * pace.writing
 
 
 def _measure(setting: Setting) -> Pace:
@@ -76,8 +81,11 @@ def _measure(setting: Setting) -> Pace:
     sources = {name: expand(source) for name, source in setting.data.sources.items()}
     config = as_run({**setting.settings, **sources})
     splits = read_data(config)
-    texts = [example.text for example in splits.test[:: max(1, len(splits.test) // _MEASURED)][:_MEASURED]]
-    backbone = load_backbone(config.backbone_name)
+    chosen = splits.test[:: max(1, len(splits.test) // _MEASURED)][:_MEASURED]
+    task, texts = splits.task, [example.text for example in chosen]
+    if task.generates:  # what is written is read too
+        texts = [" ".join([text, *(example.labels or ())[:1]]) for text, example in zip(texts, chosen, strict=True)]
+    backbone = load_backbone(config.backbone_name, head="any" if task.generates else "none")
     seconds = {"": _forward(backbone, texts, config.max_length)}
     for entry in setting.suite.fusions:
         fusion = fusion_of(entry, setting)
@@ -85,12 +93,18 @@ def _measure(setting: Setting) -> Pace:
             more = [" ".join(texts[row : row + 1 + fusion.neighbours_wanted]) for row in range(len(texts))]
             longest = as_run({**setting.settings, **entry.options}).max_length
             seconds[entry.label] = _forward(backbone, more, longest)
-    return Pace(len(splits.train), len(splits.validation), len(splits.test), len(splits.corpus), seconds)
+    writing = 0.0
+    if isinstance(task, Generation):
+        written = min(task.scored, len(splits.test))
+        writing = written * task.target_length * _forward(backbone, [text[:1] for text in texts], config.max_length)
+    return Pace(len(splits.train), len(splits.validation), len(splits.test), len(splits.corpus), seconds, writing)
 
 
 def _forward(backbone: Backbone, texts: Sequence[str], max_length: int) -> float:
     """Return the seconds of one example's forward pass, in batches of texts of like length as training groups them."""
     import torch
+
+    from peft_rag.language_model import decoder_start, last_states
 
     model, tokenizer = backbone.model, backbone.tokenizer
     ordered = sorted(texts, key=len)
@@ -100,5 +114,8 @@ def _forward(backbone: Backbone, texts: Sequence[str], max_length: int) -> float
             ordered[start : start + _BATCH], truncation=True, max_length=max_length, padding=True, return_tensors="pt"
         )
         with torch.no_grad():
-            model(**given)
+            if backbone.generates:
+                last_states(model, dict(given), decoder_start(backbone))
+            else:
+                model(**given)
     return (time.perf_counter() - begun) / len(ordered)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from peft_rag.data import Splits
+    from peft_rag.evaluation.bootstrap import Score
     from peft_rag.job import Answers, Prepared
     from peft_rag.tasks.base import Example, Task
 
@@ -98,16 +99,12 @@ def measure_cell(spec: Mapping[str, Any]) -> Facts:
     def observe(prepared: Prepared, answers: Answers) -> None:
         costs.update(peak_memory())
         model, examples = prepared.model, prepared.test.examples
-        texts = [example.text for example in examples]
         outputs, costs["tokens_per_second"] = batched(model, prepared.test, whole=model.fusion.needs_labels)
-        arms = {ARMS.get(arm, arm): given for arm, given in answers.log_probs.items()}
-        arms |= control_arms(model, prepared.test, outputs, spec["controls"], spec["seed"])
-        costs["latency_ms"] = latency(model, prepared.test.examples)
-        costs["off_difference"] = off_difference(model, texts)
+        controls = control_arms(model, prepared.test, outputs, spec["controls"], spec["seed"])
+        costs["latency_ms"] = latency(model, examples)
+        costs["off_difference"] = off_difference(model, [_asked(example) for example in examples])
         costs.update(_index_costs(prepared, spec["index"]))
-        task, targets = prepared.splits.task, answers.targets
-        seen["arms"] = {arm: described_arm(task, given, targets, examples) for arm, given in arms.items()}
-        seen["main_metric"], seen["targets"] = task.main_metric, plain_classes(targets)
+        seen["facts"] = described(prepared, answers, controls)
         seen["fusion"], seen["gate"] = model.fusion.to_dict(), model.gates.get(model.adapter)
 
     with tempfile.TemporaryDirectory() as folder:
@@ -117,30 +114,79 @@ def measure_cell(spec: Mapping[str, Any]) -> Facts:
         costs["artefact_bytes"] = _artefact_bytes(artefact)
     for name in ("trainable_parameters", "train_seconds", "examples_per_second", "steps"):
         costs[name] = result.metrics[name]
+    return {**seen["facts"], "fusion_settings": seen["fusion"], "gate": seen["gate"], "costs": costs}
+
+
+def described(prepared: Prepared, answers: Answers, controls: Mapping[str, Tensor]) -> Facts:
+    """Return what a cell file says of answers to the test split: of every arm, and of the controls."""
+    from peft_rag.measuring import scores_of
+
+    task, examples, targets = prepared.splits.task, prepared.test.examples, answers.targets
+    scored = scores_of(prepared, answers, resamples=0)
+    given = {ARMS.get(arm, arm): (log_probs, scored[arm]) for arm, log_probs in answers.log_probs.items()}
+    arms = {
+        arm: described_arm(task, log_probs, targets, examples, scores) for arm, (log_probs, scores) in given.items()
+    }
+    arms |= {arm: described_arm(task, log_probs, targets, examples) for arm, log_probs in controls.items()}
+    plain = {name for scores in scored.values() for name, score in scores.items() if not score.percent}
     return {
-        "main_metric": seen["main_metric"],
-        "fusion_settings": seen["fusion"],
-        "gate": seen["gate"],
-        "targets": seen["targets"],
-        "arms": seen["arms"],
-        "costs": costs,
+        "main_metric": task.main_metric,
+        "statistic": task.statistic,
+        "plain_scores": sorted(plain),
+        "written": max(map(len, answers.texts.values()), default=0),
+        "targets": plain_targets(task, targets, examples),
+        "arms": arms,
     }
 
 
-def described_arm(task: Task, log_probs: Tensor, targets: Tensor, examples: Sequence[Example] = ()) -> Facts:
-    """Return an arm as a cell file holds it: scores, and what was predicted for each example."""
-    scores = task.evaluate(log_probs, targets, examples=examples, resamples=0)
-    return {
-        "scores": {name: score.value for name, score in scores.items()},
-        "predictions": plain_classes(log_probs.argmax(-1)),
-    }
+def described_arm(
+    task: Task,
+    log_probs: Tensor,
+    targets: Tensor,
+    examples: Sequence[Example] = (),
+    scores: Mapping[str, Score] | None = None,
+) -> Facts:
+    """Return an arm as a cell file holds it.
+
+    Args:
+        task: judges it.
+        log_probs: of the arm, in nats.
+        targets: the right answers.
+        examples: as for `Task.evaluate`.
+        scores: where they are known already, or hold more than the task makes of the log-probabilities.
+
+    Returns:
+        ``scores``; ``tallies`` of each example, which the main metric is made of; and ``predictions``, the class or
+        classes of each, where the task gives it such.
+    """
+    if scores is None:
+        scores = task.evaluate(log_probs, targets, examples=examples, resamples=0)
+    rows = task.tally(log_probs, targets, examples).tolist()
+    tallies = [[int(one) if one == int(one) else one for one in row] for row in rows]
+    facts: Facts = {"scores": {name: score.value for name, score in scores.items()}, "tallies": tallies}
+    if targets.dim() == 1 or _has_several_labels(task):
+        facts["predictions"] = plain_targets(task, log_probs.argmax(-1), examples)
+    return facts
 
 
-def plain_classes(classes: Tensor) -> list[Any]:
-    """Turn class indices ``(N,)`` into whole numbers, and rows of 0/1 per class ``(N, C)`` into lists of classes."""
-    if classes.dim() == 1:
-        return [int(value) for value in classes.tolist()]
-    return [[place for place, on in enumerate(row) if on] for row in classes.tolist()]
+def plain_targets(task: Task, targets: Tensor, examples: Sequence[Example] = ()) -> list[Any]:
+    """Turn targets into what JSON holds, one entry an example.
+
+    That is the class as a whole number, a list of classes where an example has several labels or takes several
+    decisions (of which it must be given), or else the target's own row.
+    """
+    from peft_rag.decisions import Decisions
+
+    if _has_several_labels(task):
+        return [[place for place, on in enumerate(row) if on] for row in targets.tolist()]
+    if task.one_decision:
+        return list(targets.tolist())
+    classes, decisions = targets.reshape(len(targets), -1)[:, 0].tolist(), Decisions.on(task, examples)
+    return [[classes[row] for row in decisions.rows(place)] for place in range(len(examples))]
+
+
+def _has_several_labels(task: Task) -> bool:
+    return bool(getattr(task, "multi_label", False))
 
 
 def command_of(settings: Mapping[str, Any], output: str) -> str:
@@ -165,6 +211,11 @@ def _config(settings: Mapping[str, Any], output: Path) -> RunConfig:
     return from_mapping({"disable_tqdm": True, **expanded, "output": str(output)}, where="the suite")
 
 
+def _asked(example: Example) -> str:
+    """Return what an example asks: its text, or where it has none, as in language modelling, what is to be written."""
+    return example.text or " ".join(example.labels or ())
+
+
 def _audit(config: RunConfig, splits: Splits) -> Facts:
     from peft_rag.corpus import Corpus, Document
     from peft_rag.knowledge import make_encoder
@@ -173,10 +224,10 @@ def _audit(config: RunConfig, splits: Splits) -> Facts:
     from peft_rag.retrieval.overlap import EXACT, find_overlap
 
     retriever = ExactRetriever(make_encoder(config.encoder))
-    queries = [Query(example.id, example.text) for example in splits.test]
+    queries = [Query(example.id, _asked(example)) for example in splits.test]
     known = [splits.corpus]
     if not splits.fields.is_training_data:
-        known.append(Corpus.from_documents([Document(one.id, one.text) for one in splits.train], "training data"))
+        known.append(Corpus.from_documents([Document(one.id, _asked(one)) for one in splits.train], "training data"))
     masks: dict[str, set[int]] = {EXACT: set(), "any": set()}
     for corpus in known:
         report = find_overlap(queries, corpus, retriever, threshold=NEAR)

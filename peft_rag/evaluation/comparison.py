@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from peft_rag.evaluation.bootstrap import Score
 from peft_rag.evaluation.holm import holm
-from peft_rag.evaluation.two_level import FloatArray, interval, p_value
+from peft_rag.evaluation.statistics import FloatArray
+from peft_rag.evaluation.tallies import Drawn
+from peft_rag.evaluation.two_level import interval, p_value
 
 LEVEL = 0.05
 BETTER, WORSE, SAME = "better", "worse", "no difference"
@@ -23,7 +23,7 @@ class Comparison:
     """One row of a table against another.
 
     Attributes:
-        difference: mean of the first minus mean of the second, with its 95% interval; both over what they share.
+        difference: metric of the first minus that of the second, with its 95% interval; both over what they share.
         p: of "no difference", from the two-level bootstrap.
         adjusted: the same after Holm's correction over the family; equal to ``p`` where it stands alone.
         seeds: number of seeds compared.
@@ -59,26 +59,15 @@ class Comparison:
         )
 
 
-def difference_table(first: FloatArray, second: FloatArray) -> FloatArray:
-    """Return the paired differences of two tables of scores ``(S, N)``.
-
-    Raises:
-        ValueError: they do not hold the same seeds and examples.
-    """
-    if first.shape != second.shape:
-        raise ValueError(f"a paired comparison needs the same seeds and examples, got {first.shape} and {second.shape}")
-    return np.asarray(first - second, dtype=np.float64)
-
-
-def compare(differences: FloatArray, draws: FloatArray) -> Comparison:
-    """Judge a table of paired differences by the bootstrap draws of its mean.
+def compare(differences: Drawn, draws: FloatArray) -> Comparison:
+    """Judge a paired difference by its bootstrap draws.
 
     Args:
-        differences: of `difference_table`, ``(S, N)``.
-        draws: the table's row of `peft_rag.evaluation.two_level.bootstrap_means`, ``(R,)``.
+        differences: of `peft_rag.evaluation.tallies.difference`.
+        draws: its row of `peft_rag.evaluation.two_level.bootstrap_rows`, ``(R,)``.
     """
     p = p_value(draws)
-    return Comparison(interval(float(differences.mean()), draws), p, p, len(differences))
+    return Comparison(interval(float(differences.scores.mean()), draws), p, p, len(differences.scores))
 
 
 def as_family(comparisons: Sequence[Comparison]) -> list[Comparison]:

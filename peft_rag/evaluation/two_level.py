@@ -1,6 +1,6 @@
-"""Bootstrap of means over two levels at once: examples of a test split, and seeds that a model was trained with.
+"""Bootstrap of metrics over two levels at once: examples of a test split, and seeds that a model was trained with.
 
-Dims: S seeds, N examples, R resamples, M means that are drawn jointly.
+Dims: S seeds, N examples, R resamples, M metrics that are drawn jointly.
 
 A model trained with seed s scores x_si on example i, and x_si = mean + seed_s + example_i + rest_si: all seeds answer
 the same examples, so the S·N scores are anything but independent. Examples are many and are resampled as they are, the
@@ -14,11 +14,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from peft_rag.evaluation.bootstrap import Score
-
-FloatArray = NDArray[np.float64]
+from peft_rag.evaluation.statistics import FloatArray
+from peft_rag.evaluation.tallies import Drawn
 
 RESAMPLES = 5000
 _CHUNK = 250
@@ -49,15 +48,15 @@ def seed_variance(scores: FloatArray) -> float:
     return float(max(0.0, mean_square_seeds - mean_square_rest) / examples)
 
 
-def bootstrap_means(tables: Sequence[FloatArray], *, resamples: int = RESAMPLES, seed: int = 0) -> FloatArray:
-    """Draw the means of several tables of scores over the same examples, the same examples for all of them.
+def bootstrap_rows(rows: Sequence[Drawn], *, resamples: int = RESAMPLES, seed: int = 0) -> FloatArray:
+    """Draw several quantities of the same examples, the same examples for all of them.
 
-    draw_r = Σ_i w_ri·x_.i / N + sqrt(σ²/S)·t_r, with w_ri how often resample r holds example i, σ² of `seed_variance`
-    and t_r of Student's distribution with S - 1 degrees of freedom. For one seed the second part is left out, and the
-    draws speak of that one trained model.
+    draw_r = Σ_s θ_s(w_r) / S + sqrt(σ²/S)·t_r, with θ_s(w_r) the metric of seed s where example i counts w_ri, how
+    often resample r holds it over N; σ² `seed_variance` of the row's scores; and t_r of Student's distribution with
+    S - 1 degrees of freedom. For one seed the second part is left out, and the draws speak of that one trained model.
 
     Args:
-        tables: M tables, one score for each seed and example, each ``(S, N)`` with an S of its own.
+        rows: M tallies, or differences of them, each with an S of its own.
         resamples: R.
         seed: of the draws.
 
@@ -65,24 +64,25 @@ def bootstrap_means(tables: Sequence[FloatArray], *, resamples: int = RESAMPLES,
         The draws, ``(M, R)``.
 
     Raises:
-        ValueError: a table is empty, or they differ in N.
+        ValueError: there is no row, or they differ in N.
 
     Source: Davison & Hinkley 1997, Bootstrap Methods and their Application, section 3.8 (two levels of variation).
     """
-    lengths = {table.shape[1] if table.ndim == 2 and table.size else 0 for table in tables}
-    if len(lengths) != 1 or 0 in lengths:
-        raise ValueError(f"bootstrap needs tables over the same examples, at least one, got {sorted(lengths)} examples")
+    lengths = {row.scores.shape[1] for row in rows}
+    if len(lengths) != 1:
+        raise ValueError(f"bootstrap needs rows over the same examples, at least one, got {sorted(lengths)} examples")
     examples = lengths.pop()
     generator = np.random.default_rng(seed)
-    means = np.stack([table.mean(axis=0) for table in tables])
-    draws = np.concatenate(
-        [means @ _weights(examples, size, generator).T for size in _sizes(resamples)], axis=1, dtype=np.float64
-    )
-    for row, table in enumerate(tables):
-        seeds = len(table)
-        variance = seed_variance(table)
+    parts = []
+    for size in _sizes(resamples):
+        weights = _weights(examples, size, generator)
+        parts.append(np.stack([row.draws(weights) for row in rows]))
+    draws = np.concatenate(parts, axis=1, dtype=np.float64)
+    for place, row in enumerate(rows):
+        seeds = len(row.scores)
+        variance = seed_variance(row.scores)
         if variance > 0:
-            draws[row] += np.sqrt(variance / seeds) * generator.standard_t(seeds - 1, resamples)
+            draws[place] += np.sqrt(variance / seeds) * generator.standard_t(seeds - 1, resamples)
     return draws
 
 
@@ -94,7 +94,7 @@ def interval(value: float, draws: FloatArray, level: float = 0.95) -> Score:
 
 
 def p_value(draws: FloatArray) -> float:
-    """Return the two-sided p of "the mean is 0" from its bootstrap draws ``(R,)``.
+    """Return the two-sided p of "it is 0" from its bootstrap draws ``(R,)``.
 
     p = min(1, 2·(1 + min(#draws ≤ 0, #draws ≥ 0)) / (R + 1)): twice the share of draws on the far side of 0, the value
     itself counted as one more draw, so that p is never 0.

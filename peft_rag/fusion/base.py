@@ -309,6 +309,13 @@ class Fusion(ABC):
         """Return what changes each token's distribution while a text is written; None where nothing does."""
         return None
 
+    def voters(self, outputs: Outputs, split: Split, memory: Memory | None) -> Neighbours:
+        """Return the decisions on documents that vote on each decision: numbers of rows of the memory."""
+        from peft_rag.retrieval.base import Neighbours
+
+        shown = self.shown(outputs, split, memory)
+        return Neighbours.of_rows([[(one.position, one.score) for one in row] for row in shown])
+
     def shown(self, outputs: Outputs, split: Split, memory: Memory | None) -> list[list[Shown]]:
         """Return, per example, the neighbours that took part and with what weight, closest first.
 

@@ -16,7 +16,7 @@ from peft_rag.fusion.mixing import mix
 from peft_rag.tasks.base import LEAST_LOG_PROB
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -140,6 +140,11 @@ class KnnFusion(Fusion):
 
         return NeighbourTokens(_remembered(memory), self.k, self.temperature, self.weight)
 
+    def voters(self, outputs: Outputs, split: Split, memory: Memory | None) -> Neighbours:
+        if self.k is None:
+            return super().voters(outputs, split, memory)
+        return self._search(outputs, split, memory, self.k)
+
     def shown(self, outputs: Outputs, split: Split, memory: Memory | None) -> list[list[Shown]]:
         """Return the voting neighbours with λ·π_z as weight.
 
@@ -171,10 +176,7 @@ class KnnFusion(Fusion):
         known = _remembered(memory).features
         if known is None:
             raise RetrievalError("fusion 'knn' searches the tuned space, but the corpus was not encoded.")
-        forbidden = split.forbidden or None
-        if forbidden and memory is not None and memory.decisions and outputs.decisions:
-            rows = [memory.decisions.take(sorted(places)) for places in forbidden]
-            forbidden = [rows[owner] for owner in outputs.decisions.owners]
+        forbidden = forbidden_rows(outputs, split, _remembered(memory)) or None
         return exact_search(unit(outputs.features), unit(known), k, forbidden)
 
 
@@ -215,6 +217,14 @@ def neighbour_log_probs(
     targets = memory.targets.cpu()[torch.as_tensor(np.array(found.positions)).clamp(min=0)]
     votes = task.vote(targets, asked)
     return (shares.reshape(*shares.shape, *[1] * (votes.dim() - 2)) * votes).sum(1).log()
+
+
+def forbidden_rows(outputs: Outputs, split: Split, memory: Memory) -> Sequence[Collection[int]]:
+    """Return the rows of a memory that each decision must not see; none where nothing is forbidden."""
+    if not split.forbidden or memory.decisions is None or outputs.decisions is None:
+        return split.forbidden
+    rows = [memory.decisions.take(sorted(places)) for places in split.forbidden]
+    return [rows[owner] for owner in outputs.decisions.owners]
 
 
 def unit(features: Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:

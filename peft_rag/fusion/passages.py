@@ -127,11 +127,11 @@ class Passages:
 
         while True:
             passages = JOINT.join([*(self[position][0] for position in positions), example.text])
-            encoded = dict(self.reader.tokenizer(passages))
-            tokens = len(encoded["input_ids"])
-            if tokens <= self.reader.max_length or not positions:
-                own = len(self.reader.tokenizer(example.text, add_special_tokens=False)["input_ids"])
-                encoded["pooled_mask"] = [*[0] * (tokens - own), *[1] * own]
+            encoded = dict(self.reader.tokenizer(passages, return_offsets_mapping=True))
+            offsets = encoded.pop("offset_mapping")
+            if len(offsets) <= self.reader.max_length or not positions:
+                begin = len(passages) - len(example.text)
+                encoded["pooled_mask"] = [int(end > begin) for _, end in offsets]
                 return self.reader.with_pools(replace(example, text=passages), encoded, ())
             positions.pop()
 

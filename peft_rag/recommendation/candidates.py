@@ -126,7 +126,8 @@ def survey(base: RunConfig, options: SearchOptions, say: Say) -> Survey:
 
     dropped: list[Dropped] = []
     groups = _fusion_groups(base, options.fusions, dropped)
-    backbone = load_backbone(base.backbone_name)
+    writes = groups[0].prepared.splits.task.generates
+    backbone = load_backbone(base.backbone_name, head="any" if writes else "none")
     rows = []
     for method in options.methods:
         for group in groups:

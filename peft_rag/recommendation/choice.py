@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from peft_rag.benchmark.results import DONE
-from peft_rag.evaluation.comparison import BETTER, SAME, Comparison, as_family, compare, difference_table
+from peft_rag.evaluation.comparison import BETTER, SAME, Comparison, as_family, compare
 from peft_rag.evaluation.mcnemar import mcnemar
-from peft_rag.evaluation.two_level import bootstrap_means
+from peft_rag.evaluation.statistics import MEAN, STATISTICS
+from peft_rag.evaluation.tallies import Tallies, difference
+from peft_rag.evaluation.two_level import bootstrap_rows
 from peft_rag.recommendation.candidates import Candidate
 from peft_rag.recommendation.trial import Answered, Trial
 
@@ -130,16 +132,21 @@ def choose(finalists: Sequence[Standing]) -> Choice:
 def against(first: Answered, second: Answered) -> Comparison:
     """Compare two models on the same validation examples.
 
-    The difference is of right answers, with its interval by bootstrap over examples; p is McNemar's mid-p, which holds
-    its level on few examples too, or the bootstrap's where answers are more or less right.
+    The difference is of the main metric, with its interval by bootstrap over examples; p is McNemar's mid-p, which
+    holds its level on few examples too, or the bootstrap's where answers are not simply right or wrong.
     """
-    one, other = np.array(first.right), np.array(second.right)
-    differences = difference_table(one[None], other[None])
-    found = compare(differences, bootstrap_means([differences])[0])
-    if np.isin(np.stack([one, other]), (0.0, 1.0)).all():
-        p = mcnemar(one == 1.0, other == 1.0).mid_p
+    one, other = _tallies(first), _tallies(second)
+    gap = difference(one, other)
+    found = compare(gap, bootstrap_rows([gap])[0])
+    pair = np.stack([one.values, other.values])
+    if one.statistic is MEAN and np.isin(pair, (0.0, 1.0)).all():
+        p = mcnemar(one.scores[0] == 1.0, other.scores[0] == 1.0).mid_p
         found = replace(found, p=p, adjusted=p)
     return found
+
+
+def _tallies(answered: Answered) -> Tallies:
+    return Tallies(np.array([answered.tallies], dtype=np.float64), STATISTICS[answered.statistic])
 
 
 def _fusion_of(standing: Standing) -> tuple[str, tuple[Doubt, ...]]:

@@ -89,4 +89,5 @@ class Store:
 
 
 def _answered(given: Mapping[str, Any]) -> Answered:
-    return Answered(given["score"], given["loss"], tuple(given["right"]))
+    tallies = tuple(tuple(row) for row in given["tallies"])
+    return Answered(given["score"], given["loss"], tallies, given["statistic"])

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 from peft_rag.benchmark.results import DIVERGED, DONE, FAILED
 from peft_rag.config import RunConfig, override
 from peft_rag.errors import DivergedError
+from peft_rag.evaluation.statistics import MEAN
 from peft_rag.parts import make_part
 from peft_rag.recommendation.candidates import Candidate, settled
 from peft_rag.registry import FUSIONS, load
+from peft_rag.tasks.base import LEAST_LOG_PROB
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,12 +36,14 @@ class Answered:
     Attributes:
         score: the task's main metric.
         loss: in nats an example.
-        right: how right each answer is, in [0, 1], in the order of the data.
+        tallies: what each example adds to the main metric, in the order of the data.
+        statistic: by name, which makes that metric of them.
     """
 
     score: float
     loss: float
-    right: tuple[float, ...]
+    tallies: tuple[tuple[float, ...], ...]
+    statistic: str = MEAN.name
 
 
 @dataclass(frozen=True)
@@ -157,13 +161,11 @@ def cross_fitted(fusion: Fusion, outputs: Outputs, split: Split, memory: Memory 
 
 
 def judged(task: Task, log_probs: Tensor, targets: Tensor, examples: Sequence[Example] = ()) -> Answered:
-    """Score answers as a benchmark does: the main metric, the loss, and which answers are right."""
-    from peft_rag.benchmark.work import described_arm, plain_classes
-
-    arm = described_arm(task, log_probs, targets, examples)
-    right = [float(one == target) for one, target in zip(arm["predictions"], plain_classes(targets), strict=True)]
-    loss = float(task.loss(log_probs.clamp(min=_LEAST_LOG_PROB), targets))
-    return Answered(arm["scores"][task.main_metric], loss, tuple(right))
+    """Score answers as a benchmark does: the main metric, what it is made of, and the loss."""
+    score = task.evaluate(log_probs, targets, examples=examples, resamples=0)[task.main_metric].value
+    tallies = tuple(tuple(row) for row in task.tally(log_probs, targets, examples).tolist())
+    loss = float(task.loss(log_probs.clamp(min=LEAST_LOG_PROB), targets))
+    return Answered(score, loss, tallies, task.statistic)
 
 
 def _one_line(error: BaseException) -> str:
@@ -172,7 +174,3 @@ def _one_line(error: BaseException) -> str:
 
 def _silent(line: str) -> None:
     """Say nothing: the search speaks of whole trials."""
-
-
-_LEAST_LOG_PROB = -100.0
-"""What a log-probability counts as at least, as where a fusion is fitted."""

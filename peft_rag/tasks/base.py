@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import Self
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from peft_rag.corpus import Document
@@ -185,7 +187,7 @@ class Task(ABC):
 
     @abstractmethod
     def targets(self, examples: Sequence[Example]) -> Tensor:
-        """Return what the loss compares with, one row a decision.
+        """Return what the loss compares with, one row a decision; of several columns the first is the class.
 
         Raises:
             DataError: an example has a label unseen in training.
@@ -252,6 +254,24 @@ class Task(ABC):
             resamples: number of draws; with 0 an interval is the score itself.
             seed: of the draws.
         """
+
+    @property
+    def statistic(self) -> str:
+        """Which function of sums over examples the main metric is: a name of `peft_rag.evaluation.statistics`."""
+        return "mean"
+
+    def tally(self, log_probs: Tensor, targets: Tensor, examples: Sequence[Example] = ()) -> NDArray[np.float64]:
+        """Return what each example adds to the main metric: the columns of `statistic`, ``(B, M)``.
+
+        Unless a task says otherwise, its main metric is the share of examples that are right.
+
+        Args:
+            log_probs: in nats, ``(R, …)``.
+            targets: of the same decisions.
+            examples: as for `evaluate`.
+        """
+        right: NDArray[np.float64] = self.right(log_probs, targets)[:, None].double().cpu().numpy()
+        return right
 
     def merit(self, log_probs: Tensor, targets: Tensor, examples: Sequence[Example] = ()) -> tuple[float, float]:
         """Return what choices on validation are made by: the main metric, then the mean log-likelihood in nats."""

@@ -7,7 +7,6 @@ are the states that the tokens are predicted from, so that a fusion may search a
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -17,10 +16,12 @@ import numpy as np
 from typing_extensions import Self
 
 from peft_rag.errors import ConfigError, DataError
+from peft_rag.evaluation.statistics import EXP_MEAN
 from peft_rag.records import Record, text_field
 from peft_rag.tasks.base import GOLD, LEAST_LOG_PROB, POOLS, Example, Task
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from peft_rag.corpus import Document
@@ -145,7 +146,7 @@ class Generation(Task):
         own = len(ids)
         longer = {name: [*values, *[0] * (len(gold) - 1)] for name, values in encoded.items()}
         longer |= {"input_ids": [*ids, *gold[:-1]], "attention_mask": [1] * (own + len(gold) - 1)}
-        longer["pooled_mask"] = [*[1] * own, *[0] * (len(gold) - 1)]
+        longer["pooled_mask"] = [*(encoded["pooled_mask"] or [1]), *[0] * (len(gold) - 1)]
         return longer | {POOLS: _one_token_each(range(own - 1, own + len(gold) - 1)), GOLD: gold}
 
     def _begin(self) -> int:
@@ -197,17 +198,22 @@ class Generation(Task):
         """Return likelihood and perplexity of the right tokens, resampled over examples."""
         from peft_rag.evaluation.bootstrap import bootstrap
 
-        begins = targets[:, 1].cpu().numpy()
-        owner = np.cumsum(begins) - 1
-        sums = np.bincount(owner, log_probs.clamp(min=LEAST_LOG_PROB).double().cpu().numpy())
-        counts = np.bincount(owner)
+        def likelihood(tallies: Any) -> float:
+            return float(EXP_MEAN.of(tallies.mean(axis=0)))
 
-        def likelihood(sums: Any, counts: Any) -> float:
-            return math.exp(sums.sum() / counts.sum())
-
-        mean = bootstrap(likelihood, sums, counts, resamples=resamples, seed=seed)
+        mean = bootstrap(likelihood, self.tally(log_probs, targets), resamples=resamples, seed=seed)
         perplexity = replace(mean, value=1 / mean.value, low=1 / mean.high, high=1 / mean.low, percent=False)
         return {"likelihood": mean, "perplexity": perplexity}
+
+    @property
+    def statistic(self) -> str:
+        return EXP_MEAN.name
+
+    def tally(self, log_probs: Tensor, targets: Tensor, examples: Sequence[Example] = ()) -> NDArray[np.float64]:
+        """Return the log-probability of each right answer in nats, and its tokens, ``(B, 2)``."""
+        owner = np.cumsum(targets[:, 1].cpu().numpy()) - 1
+        sums = np.bincount(owner, self.log_likelihood(log_probs, targets).double().cpu().numpy())
+        return np.stack([sums, np.bincount(owner)], axis=1)
 
     def score_texts(
         self, texts: Sequence[str], examples: Sequence[Example], *, resamples: int = 1000, seed: int = 0

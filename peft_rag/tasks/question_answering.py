@@ -18,6 +18,8 @@ from peft_rag.tasks.contexts import Contexts
 from peft_rag.tasks.windows import Window, windows
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from peft_rag.corpus import Document
@@ -277,11 +279,19 @@ class QuestionAnswering(Task):
         """Return exact match and F1 of the answers' words against any of the right ones, as SQuAD counts them."""
         from peft_rag.evaluation.answers import answer_scores
 
-        texts = [
-            self._text(example, span) for example, span in zip(examples, self._spans(log_probs, examples), strict=True)
-        ]
-        right = [[Answer.read(label).text for label in example.labels or ()] for example in examples]
-        return answer_scores(texts, right, resamples=resamples, seed=seed)
+        return answer_scores(*self._answers(log_probs, examples), resamples=resamples, seed=seed)
+
+    def tally(self, log_probs: Tensor, targets: Tensor, examples: Sequence[Example] = ()) -> NDArray[np.float64]:
+        """Return F1 of each answer, ``(B, 1)``."""
+        from peft_rag.evaluation.answers import token_f1s
+
+        return token_f1s(*self._answers(log_probs, examples))[:, None]
+
+    def _answers(self, log_probs: Tensor, examples: Sequence[Example]) -> tuple[list[str], list[list[str]]]:
+        """Return what is answered, and the right answers."""
+        spans = self._spans(log_probs, examples)
+        texts = [self._text(example, span) for example, span in zip(examples, spans, strict=True)]
+        return texts, [[Answer.read(label).text for label in example.labels or ()] for example in examples]
 
     def decode(self, log_probs: Tensor, examples: Sequence[Example]) -> list[tuple[tuple[str, ...], float]]:
         said: list[tuple[tuple[str, ...], float]] = []

@@ -17,6 +17,8 @@ from peft_rag.tasks.classification import Classification
 from peft_rag.tasks.scoring import class_scores
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from peft_rag.evaluation.bootstrap import Score
@@ -104,3 +106,19 @@ class RelationExtraction(Classification):
             "macro_f1": partial(scores.macro_f1, ignored=ignored),
         }
         return class_scores(log_probs, targets, metrics, resamples=resamples, seed=seed)
+
+    @property
+    def statistic(self) -> str:
+        return "f1" if self.no_relation else "mean"
+
+    def tally(self, log_probs: Tensor, targets: Tensor, examples: Sequence[Example] = ()) -> NDArray[np.float64]:
+        """Return whether each is right, ``(B, 1)``, or, of those that are relations, right, predicted and actual."""
+        if not self.no_relation:
+            return super().tally(log_probs, targets)
+        import torch
+
+        none = self.labels.index(self.no_relation)
+        predicted, actual = log_probs.argmax(-1).cpu(), targets.cpu()
+        sides = ((predicted == actual) & (actual != none), predicted != none, actual != none)
+        counts: NDArray[np.float64] = torch.stack(sides, dim=-1).double().numpy()
+        return counts

@@ -14,6 +14,8 @@ from peft_rag.tasks.classification import Classification
 from peft_rag.tasks.scoring import class_scores
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from peft_rag.evaluation.bootstrap import Score
@@ -97,3 +99,18 @@ class TextClassification(Classification):
         metrics = {"accuracy": scores.accuracy, "macro_f1": scores.macro_f1}
         third = {"micro_f1": scores.micro_f1} if self.multi_label else {"mcc": scores.matthews_correlation}
         return class_scores(log_probs, targets, metrics | third, resamples=resamples, seed=seed)
+
+    @property
+    def statistic(self) -> str:
+        return "f1" if self.multi_label else "mean"
+
+    def tally(self, log_probs: Tensor, targets: Tensor, examples: Sequence[Example] = ()) -> NDArray[np.float64]:
+        """Return whether each text is right, ``(B, 1)``; when multi-label its labels right, predicted and actual."""
+        if not self.multi_label:
+            return super().tally(log_probs, targets)
+        import torch
+
+        predicted, actual = log_probs.argmax(-1).cpu(), targets.cpu()
+        sides = (predicted * actual, predicted, actual)
+        counts: NDArray[np.float64] = torch.stack([side.sum(-1) for side in sides], dim=-1).double().numpy()
+        return counts

@@ -19,6 +19,8 @@ from peft_rag.tasks.bio import OUTSIDE, check_bio, tags_of_spans
 from peft_rag.tasks.probe import fit_probe
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from peft_rag.corpus import Document
@@ -216,14 +218,24 @@ class TokenClassification(Task):
         """Return precision, recall and F1 of entities, resampled over texts."""
         from peft_rag.evaluation.entities import entity_scores
 
+        return entity_scores(*self._texts(log_probs, targets), resamples=resamples, seed=seed)
+
+    @property
+    def statistic(self) -> str:
+        return "f1"
+
+    def tally(self, log_probs: Tensor, targets: Tensor, examples: Sequence[Example] = ()) -> NDArray[np.float64]:
+        """Return each text's entities found rightly, predicted and actual, ``(B, 3)``."""
+        from peft_rag.evaluation.entities import entity_counts
+
+        return entity_counts(*self._texts(log_probs, targets)).astype(float)
+
+    def _texts(self, log_probs: Tensor, targets: Tensor) -> tuple[list[list[str]], list[list[str]]]:
+        """Return predicted and actual tags, text by text."""
         begins = targets[:, 1].nonzero().flatten().tolist()
-        ends = [*begins[1:], len(targets)]
-        predicted = self._tags(log_probs.argmax(-1))
-        actual = self._tags(targets[:, 0])
-        rows = [slice(begin, end) for begin, end in zip(begins, ends, strict=True)]
-        return entity_scores(
-            [predicted[row] for row in rows], [actual[row] for row in rows], resamples=resamples, seed=seed
-        )
+        rows = [slice(begin, end) for begin, end in zip(begins, [*begins[1:], len(targets)], strict=True)]
+        predicted, actual = self._tags(log_probs.argmax(-1)), self._tags(targets[:, 0])
+        return [predicted[row] for row in rows], [actual[row] for row in rows]
 
     def decode(self, log_probs: Tensor, examples: Sequence[Example]) -> list[tuple[tuple[str, ...], float]]:
         best, chosen = log_probs.max(-1)

@@ -14,6 +14,7 @@ from torch import Tensor
 from peft_rag.backbone import as_backbone
 from peft_rag.decisions import Decisions
 from peft_rag.errors import ConformanceError
+from peft_rag.evaluation.statistics import STATISTICS
 from peft_rag.fusion.base import Split
 from peft_rag.generation import write
 from peft_rag.methods import resolve
@@ -27,6 +28,7 @@ READ = "records are read with labels and without, each under an id of its own"
 OPTIONS = "settings and labels survive JSON"
 ROWS = "answers, targets and decisions are as many"
 SUM = "probabilities sum to one"
+TALLY = "tallies add up to the main metric, as the task's statistic counts them"
 LOSS = "the loss is the mean negative log-likelihood"
 PERFECT = "right answers score 1, and decode to what they are right about"
 WRITES = "a text that is written does not depend on what it is batched with"
@@ -173,6 +175,13 @@ def _check_answers(case: _Case, model: RetrievalAugmentedModel, examples: Sequen
     if not task.generates:
         with case.property(SUM):
             expect_close(SUM, outputs.log_probs.exp().sum(-1), torch.ones(outputs.log_probs.shape[:-1]))
+    with case.property(TALLY):
+        statistic = STATISTICS[task.statistic]
+        tallies = task.tally(outputs.log_probs, targets, examples)
+        score = task.evaluate(outputs.log_probs, targets, examples=examples, resamples=0)[task.main_metric].value
+        added = float(statistic.of(tallies.mean(axis=0)))
+        if tallies.shape != (len(examples), len(statistic.columns)) or abs(added - score) > 1e-6:
+            raise ConformanceError(f"{TALLY}: {task.main_metric} is {score}, but tallies make {added}")
     with case.property(LOSS):
         likelihood = task.log_likelihood(outputs.log_probs, targets)
         labels = len(outputs.log_probs) if task.generates else outputs.log_probs[..., 0].numel()

@@ -13,7 +13,7 @@ from peft_rag.benchmark.pieces import Piece, cell_piece, needed_by, open_pieces,
 from peft_rag.benchmark.plan import make_plan
 from peft_rag.benchmark.results import choose, read_result, why_stale, write_result
 from peft_rag.benchmark.suite import Suite
-from peft_rag.benchmark.work import command_of, described_arm, plain_classes
+from peft_rag.benchmark.work import command_of, described_arm, plain_targets
 from peft_rag.benchmark.worker import do
 from peft_rag.cli.flags import read_flags
 from peft_rag.config import from_mapping
@@ -166,7 +166,8 @@ def test_arm_of_several_labels_lists_classes() -> None:
     targets = torch.tensor([[1, 0, 1], [0, 0, 0]])
     sure = torch.tensor([[[0.1, 0.9], [0.8, 0.2], [0.4, 0.6]], [[0.7, 0.3], [0.9, 0.1], [0.6, 0.4]]]).log()
     arm = described_arm(task, sure, targets)
-    assert arm["predictions"] == [[0, 2], []] == plain_classes(targets)
+    assert arm["predictions"] == [[0, 2], []] == plain_targets(task, targets)
+    assert arm["tallies"] == [[2, 2, 2], [0, 0, 0]]
     assert arm["scores"]["accuracy"] == 1.0
 
 

@@ -5,12 +5,18 @@ import pytest
 from scipy.stats import binomtest
 
 from peft_rag.evaluation.bootstrap import Score
-from peft_rag.evaluation.comparison import Comparison, as_family, compare, difference_table
+from peft_rag.evaluation.comparison import Comparison, as_family, compare
 from peft_rag.evaluation.holm import holm
 from peft_rag.evaluation.mcnemar import mcnemar
 from peft_rag.evaluation.ranks import average_ranks, ranks
 from peft_rag.evaluation.spread import Spread, spread
-from peft_rag.evaluation.two_level import bootstrap_means
+from peft_rag.evaluation.statistics import MEAN
+from peft_rag.evaluation.tallies import Tallies, difference
+from peft_rag.evaluation.two_level import bootstrap_rows
+
+
+def row(table):
+    return Tallies(table[..., None], MEAN)
 
 
 def answers(both, only_first, only_second, neither):
@@ -80,19 +86,20 @@ def test_a_clear_difference_is_named_with_its_numbers():
     draw = np.random.default_rng(0)
     second = (draw.random((3, 400)) < 0.6).astype(float)
     first = np.maximum(second, draw.random((3, 400)) < 0.4)
-    table = difference_table(first, second)
-    better = compare(table, bootstrap_means([table])[0])
+    gap = difference(row(first), row(second))
+    better = compare(gap, bootstrap_rows([gap])[0])
     assert better.verdict == "better"
     assert better.difference.value == pytest.approx(first.mean() - second.mean())
     assert str(better).startswith("better by ")
-    worse = compare(-table, bootstrap_means([-table])[0])
+    gap = difference(row(second), row(first))
+    worse = compare(gap, bootstrap_rows([gap])[0])
     assert worse.verdict == "worse"
     assert str(worse).split(" [")[0] == str(better).replace("better", "worse").split(" [")[0]
 
 
 def test_the_same_answers_are_no_difference():
-    table = np.zeros((3, 50))
-    same = compare(table, bootstrap_means([table], resamples=200)[0])
+    gap = row(np.zeros((3, 50)))
+    same = compare(gap, bootstrap_rows([gap], resamples=200)[0])
     assert (same.verdict, same.p, str(same)) == (
         "no difference",
         1.0,
@@ -108,5 +115,5 @@ def test_a_family_is_judged_by_corrected_p():
 
 
 def test_a_paired_comparison_refuses_other_seeds():
-    with pytest.raises(ValueError, match="the same seeds and examples"):
-        difference_table(np.ones((2, 5)), np.ones((3, 5)))
+    with pytest.raises(ValueError, match="the same seeds, examples and metric"):
+        difference(row(np.ones((2, 5))), row(np.ones((3, 5))))

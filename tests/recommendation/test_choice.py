@@ -12,7 +12,7 @@ from peft_rag.recommendation.trial import Answered, Trial
 
 
 def answered(right: list[float], loss: float = 0.5) -> Answered:
-    return Answered(sum(right) / len(right), loss, tuple(right))
+    return Answered(sum(right) / len(right), loss, tuple((one,) for one in right))
 
 
 def first(count: int, of: int = 200) -> list[float]:

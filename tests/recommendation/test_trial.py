@@ -50,7 +50,8 @@ def test_answers_are_judged_by_main_metric_loss_and_place_by_place() -> None:
     given = judged(
         task, torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [1.0, 0.0]]).log(), torch.tensor([0, 1, 1, 0])
     )
-    assert given.right == (1.0, 1.0, 0.0, 1.0)
+    assert given.tallies == ((1.0,), (1.0,), (0.0,), (1.0,))
+    assert given.statistic == "mean"
     assert given.score == 0.75
     assert given.loss == pytest.approx(-sum(torch.tensor([0.9, 0.8, 0.4, 1.0]).log().tolist()) / 4)
 

@@ -9,6 +9,7 @@ from sklearn.metrics import f1_score
 from peft_rag.corpus import Corpus, Document
 from peft_rag.data import read_splits
 from peft_rag.errors import ConfigError, DataError
+from peft_rag.evaluation.statistics import STATISTICS
 from peft_rag.records import Record
 from peft_rag.tasks.base import Example
 from peft_rag.tasks.relation_extraction import RelationExtraction
@@ -68,7 +69,12 @@ def test_scores_without_no_relation_equal_scikit_learns_and_micro_f1_is_accuracy
     log_probs = torch.randn(60, 3, generator=draw).log_softmax(-1)
     targets = torch.randint(0, 3, (60,), generator=draw)
     predicted = log_probs.argmax(-1)
-    found = RelationExtraction(labels=TASK.labels, no_relation="none").evaluate(log_probs, targets, resamples=20)
+    ignoring = RelationExtraction(labels=TASK.labels, no_relation="none")
+    found = ignoring.evaluate(log_probs, targets, resamples=20)
+    for task in (ignoring, TASK):
+        means = task.tally(log_probs, targets).mean(0)
+        value = task.evaluate(log_probs, targets, resamples=0)["micro_f1"].value
+        assert STATISTICS[task.statistic].of(means) == pytest.approx(value)
     for name, average in (("micro_f1", "micro"), ("macro_f1", "macro")):
         assert found[name].value == pytest.approx(f1_score(targets, predicted, labels=[0, 2], average=average))
         assert found[name].low <= found[name].value <= found[name].high

@@ -26,21 +26,22 @@ class Result:
     Attributes:
         row: whose cells it rests on.
         metrics: each score by name, over the seeds that are done.
-        right: mean of how right the answers are, with its interval over seeds and examples; None if no seed is done.
+        quality: the metric that the answers add up to, with its interval over seeds and examples; None if no seed is
+            done.
         clean: the same without test examples that leaked; None where there is no audit.
         rank: within the setting, failures last; None where seeds are still missing.
         against_reference: the row against the reference row; None for that row itself.
         against_best: the row against the best row; None for that row itself.
         against_none: the row against its method without retrieval.
         mcnemar: the row against the reference row, seed by seed.
-        controls: mean of how right each arm of a row that retrieves is, by name.
+        controls: the metric of each arm of a row that retrieves, by name.
         against_controls: the retrieved arm against each other arm.
         costs: by name, averaged over seeds.
     """
 
     row: Row
     metrics: Mapping[str, Spread]
-    right: Score | None
+    quality: Score | None
     clean: float | None
     rank: float | None
     against_reference: Comparison | None
@@ -62,6 +63,8 @@ class Table:
         metric: that rows are ranked by.
         examples: in the test split; 0 where no cell is done.
         seeds: of the setting.
+        plain_scores: names of scores that are no shares, and not written in percent.
+        written: to how many test examples texts were written, whose scores rest on these alone; 0 for none.
         results: one a row.
         reference: the row that all others are compared with; None where it has no result.
         leaks: test examples that stand in training data or corpus.
@@ -72,6 +75,8 @@ class Table:
     metric: str
     examples: int
     seeds: tuple[int, ...]
+    plain_scores: frozenset[str]
+    written: int
     results: tuple[Result, ...]
     reference: RowKey | None
     leaks: Leaks
@@ -82,12 +87,12 @@ class Table:
         return next((result for result in self.results if result.row.complete), None)
 
     @property
-    def metric_is_share_right(self) -> bool:
-        """Whether the metric is the mean of how right each answer is, as accuracy is."""
+    def metric_is_tallied(self) -> bool:
+        """Whether the metric is what the answers add up to, so that their interval is the metric's."""
         return all(
-            abs(result.metrics[self.metric].mean - result.right.value) < _EQUAL
+            abs(result.metrics[self.metric].mean - result.quality.value) < _EQUAL
             for result in self.results
-            if result.right is not None
+            if result.quality is not None
         )
 
     @property
@@ -117,7 +122,8 @@ def overall_ranks(tables: Sequence[Table]) -> dict[RowKey, float]:
 def _table(results: Results, setting: Setting, wanted: RowKey) -> Table:
     rows = [row for row in results.rows if row.setting == setting]
     done = [row for row in rows if row.done]
-    metric = done[0].cells[done[0].done[0]].main_metric if done else "accuracy"
+    first = done[0].cells[done[0].done[0]] if done else None
+    metric = first.main_metric if first else "accuracy"
     placed = ranks(_rankable(metric, rows))
     ordered = sorted(
         rows, key=lambda row: (not row.complete, not row.done, -_metric(row, metric).mean if row.done else 0)
@@ -127,8 +133,18 @@ def _table(results: Results, setting: Setting, wanted: RowKey) -> Table:
     best = ordered[0].key if ordered[0].complete else None
     judgement, leaks = judge(known, reference, best), leaks_of(done)
     found = [_result(row, placed.get(row.key), known.get(wanted), judgement, leaks) for row in ordered]
-    examples = done[0].right().shape[1] if done else 0
-    return Table(setting, results.label(setting), metric, examples, rows[0].seeds, tuple(found), reference, leaks)
+    return Table(
+        setting=setting,
+        label=results.label(setting),
+        metric=metric,
+        examples=len(first.targets) if first else 0,
+        seeds=rows[0].seeds,
+        plain_scores=first.plain_scores if first else frozenset(),
+        written=first.written if first else 0,
+        results=tuple(found),
+        reference=reference,
+        leaks=leaks,
+    )
 
 
 def _rankable(metric: str, rows: Sequence[Row]) -> dict[RowKey, float | None]:
@@ -151,7 +167,7 @@ def _result(row: Row, rank: float | None, reference: Row | None, judgement: Judg
     return Result(
         row=row,
         metrics={name: _metric(row, name) for name in (row.arm(row.done[0]).scores if row.done else ())},
-        right=judgement.right.get(key),
+        quality=judgement.quality.get(key),
         clean=leaks.clean_value(row),
         rank=rank,
         against_reference=judgement.against_reference.get(key),
@@ -165,10 +181,10 @@ def _result(row: Row, rank: float | None, reference: Row | None, judgement: Judg
 
 
 def _controls(row: Row) -> dict[str, Spread]:
-    """Return how right each arm of a row that retrieves is."""
+    """Return the metric of each arm of a row that retrieves."""
     found = {}
     for arm in CONTROLS if retrieves(row) else ():
         seeds = [seed for seed in row.done if arm in row.cells[seed].arms]
         if seeds:
-            found[arm] = spread([float(row.cells[seed].arms[arm].right.mean()) for seed in seeds])
+            found[arm] = spread([row.cells[seed].arms[arm].value for seed in seeds])
     return found

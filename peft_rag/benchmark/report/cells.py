@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from peft_rag.errors import ArtefactError
+from peft_rag.evaluation.statistics import MEAN, STATISTICS, FloatArray, Statistic
 
 FORMAT = 1
 DONE, FAILED, DIVERGED = "done", "failed", "diverged"
 RETRIEVED, OFF, RETRIEVAL_ALONE = "retrieved", "off", "retrieval_alone"
-
-FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True, order=True)
@@ -41,11 +39,18 @@ class Arm:
 
     Attributes:
         scores: each metric by name, in [0, 1] as a rule.
-        right: how right each answer is, in [0, 1], ``(N,)``; 1 and 0 for classifiers.
+        tallies: what each example adds to the main metric, ``(N, M)``.
+        statistic: which makes that metric of them.
     """
 
     scores: Mapping[str, float]
-    right: FloatArray
+    tallies: FloatArray
+    statistic: Statistic
+
+    @property
+    def value(self) -> float:
+        """The statistic of all examples."""
+        return float(self.statistic.of(self.tallies.mean(axis=0)))
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,8 @@ class Cell:
         command: repeats the run.
         commit, dirty, machine, versions, sources, started, seconds: what made it.
         main_metric: name of the score that rows are ranked by.
+        plain_scores: names of scores that are no shares, and not written in percent.
+        written: how many test examples the model wrote texts to; 0 where it writes none.
         targets: the right answers, ``(N,)``.
         arms: by name; none unless it is done.
         audit: None where it was not taken.
@@ -108,6 +115,8 @@ class Cell:
     started: str
     seconds: float
     main_metric: str
+    plain_scores: frozenset[str]
+    written: int
     targets: tuple[Any, ...]
     arms: Mapping[str, Arm]
     audit: Audit | None
@@ -122,6 +131,11 @@ class Cell:
     @property
     def done(self) -> bool:
         return self.status == DONE
+
+    @property
+    def statistic(self) -> Statistic:
+        """What makes the main metric of its arms' tallies."""
+        return next((arm.statistic for arm in self.arms.values()), MEAN)
 
     @property
     def own_arm(self) -> str:
@@ -156,6 +170,11 @@ def _cell(path: Path, content: Mapping[str, Any]) -> Cell:
     if status not in (DONE, FAILED, DIVERGED):
         raise ValueError(f"status '{status}'")
     targets = tuple(_answer(one) for one in content["targets"]) if status == DONE else ()
+    statistic = STATISTICS.get(content.get("statistic", MEAN.name))
+    if statistic is None:
+        raise ValueError(f"statistic '{content['statistic']}'")
+    given = content["arms"] if status == DONE else {}
+    arms = {name: _arm(arm, targets, statistic) for name, arm in given.items()}
     tuning = content.get("tuning") or {}
     return Cell(
         path=path,
@@ -179,7 +198,9 @@ def _cell(path: Path, content: Mapping[str, Any]) -> Cell:
         seconds=float(content.get("seconds", 0.0)),
         main_metric=content.get("main_metric", "accuracy"),
         targets=targets,
-        arms={name: _arm(arm, targets) for name, arm in content["arms"].items()} if status == DONE else {},
+        plain_scores=frozenset(content.get("plain_scores", ())),
+        written=int(content.get("written", 0)),
+        arms=arms,
         audit=_audit(content.get("audit"), len(targets)) if status == DONE else None,
         trials=len(tuning.get("trials", ())),
         chosen=tuning.get("chosen") or {},
@@ -187,16 +208,18 @@ def _cell(path: Path, content: Mapping[str, Any]) -> Cell:
     )
 
 
-def _arm(content: Mapping[str, Any], targets: tuple[Any, ...]) -> Arm:
-    """Read an arm; where it says itself how right each answer is, under ``example_scores``, that is taken."""
-    if "example_scores" in content:
-        right = np.asarray(content["example_scores"], dtype=np.float64)
+def _arm(content: Mapping[str, Any], targets: tuple[Any, ...], statistic: Statistic) -> Arm:
+    """Read an arm; where it holds no ``tallies``, how right each answer is says so, or whether it is the target."""
+    if "tallies" in content:
+        tallies = np.asarray(content["tallies"], dtype=np.float64)
+    elif "example_scores" in content:
+        tallies = np.asarray(content["example_scores"], dtype=np.float64)[:, None]
     else:
-        predictions = [_answer(one) for one in content["predictions"]]
-        right = np.array([one == target for one, target in zip(predictions, targets, strict=True)], dtype=np.float64)
-    if len(right) != len(targets) or not len(right):
-        raise ValueError(f"{len(right)} answers to {len(targets)} examples")
-    return Arm({name: float(value) for name, value in content["scores"].items()}, right)
+        pairs = zip(map(_answer, content["predictions"]), targets, strict=True)
+        tallies = np.array([[one == target] for one, target in pairs], dtype=np.float64)
+    if tallies.shape != (len(targets), len(statistic.columns)) or not len(tallies):
+        raise ValueError(f"answers of shape {tallies.shape} to {len(targets)} examples under '{statistic.name}'")
+    return Arm({name: float(value) for name, value in content["scores"].items()}, tallies, statistic)
 
 
 def _answer(value: Any) -> Any:

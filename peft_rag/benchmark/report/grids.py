@@ -70,7 +70,10 @@ def results_grid(table: Table) -> Grid:
 def metrics_grid(table: Table) -> Grid:
     """Return every score that the task has, mean and deviation over seeds."""
     names = list(dict.fromkeys(name for result in table.results for name in result.metrics))
-    return Grid([Column("row", lambda one: one.row.label), *map(_metric_column, names)], _with_results(table))
+    return Grid(
+        [Column("row", lambda one: one.row.label), *(_metric_column(name, table) for name in names)],
+        _with_results(table),
+    )
 
 
 def costs_grid(table: Table) -> Grid:
@@ -80,7 +83,7 @@ def costs_grid(table: Table) -> Grid:
 
 
 def controls_grid(table: Table) -> Grid | None:
-    """Return how right each row that retrieves is with other neighbours; None where no row retrieves."""
+    """Return the metric of each row that retrieves with other neighbours; None where no row retrieves."""
     results = [result for result in table.results if result.controls]
     if not results:
         return None
@@ -103,28 +106,28 @@ def _with_results(table: Table) -> list[Result]:
 
 
 def _quality(table: Table) -> list[Column]:
-    mean = _metric_column(table.metric)
-    if table.metric_is_share_right:
-        return [mean, Column("95% interval", _interval, lambda one: one.right.low if one.right else None)]
+    mean = _metric_column(table.metric, table)
+    if table.metric_is_tallied:
+        return [mean, Column("95% interval", _interval, lambda one: one.quality.low if one.quality else None)]
     right = Column(
-        "answers right", lambda one: str(one.right or NOTHING), lambda one: one.right.value if one.right else None
+        "answers right", lambda one: str(one.quality or NOTHING), lambda one: one.quality.value if one.quality else None
     )
     return [mean, right]
 
 
-def _metric_column(name: str) -> Column:
-    return _spread_column(name, lambda one: one.metrics)
+def _metric_column(name: str, table: Table) -> Column:
+    return _spread_column(name, lambda one: one.metrics, share=name not in table.plain_scores)
 
 
 def _control_column(arm: str) -> Column:
     return _spread_column(arm, lambda one: one.controls)
 
 
-def _spread_column(name: str, of: Callable[[Result], Mapping[str, Spread]]) -> Column:
+def _spread_column(name: str, of: Callable[[Result], Mapping[str, Spread]], *, share: bool = True) -> Column:
     """Return the column of one of a row's spreads over seeds, empty where the row has none of that name."""
     return Column(
         name,
-        lambda one: with_deviation(of(one)[name]) if name in of(one) else NOTHING,
+        lambda one: with_deviation(of(one)[name], share=share) if name in of(one) else NOTHING,
         lambda one: of(one)[name].mean if name in of(one) else None,
     )
 
@@ -149,7 +152,7 @@ def _mcnemar_column(seed: int) -> Column:
 
 
 def _interval(one: Result) -> str:
-    return NOTHING if one.right is None else f"[{percent(one.right.low)}, {percent(one.right.high)}]"
+    return NOTHING if one.quality is None else f"[{percent(one.quality.low)}, {percent(one.quality.high)}]"
 
 
 def _runs(one: Result) -> str:

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from peft_rag.benchmark.report.cells import OFF, RETRIEVED, FloatArray
-from peft_rag.benchmark.report.results import NONE, Row, RowKey
+from peft_rag.benchmark.report.cells import OFF, RETRIEVED
+from peft_rag.benchmark.report.results import NONE, Row, RowKey, stacked
 from peft_rag.evaluation.bootstrap import Score
-from peft_rag.evaluation.comparison import Comparison, as_family, compare, difference_table
+from peft_rag.evaluation.comparison import Comparison, as_family, compare
 from peft_rag.evaluation.mcnemar import McNemar, mcnemar
-from peft_rag.evaluation.two_level import bootstrap_means, interval
+from peft_rag.evaluation.statistics import MEAN
+from peft_rag.evaluation.tallies import Drawn, difference
+from peft_rag.evaluation.two_level import bootstrap_rows, interval
 
 CONTROLS = (OFF, RETRIEVED, "random", "shuffled", "oracle", "filler")
 
@@ -25,14 +27,14 @@ class Judgement:
     """What the bootstrap says of a setting's rows; each family is corrected by itself.
 
     Attributes:
-        right: mean of how right each row's answers are, with its interval.
+        quality: the metric that each row's answers add up to, with its interval.
         against_reference: each row against the reference row.
         against_best: each row against the best.
         against_none: each row against its method without retrieval.
         against_controls: what was retrieved against each control, by row and control.
     """
 
-    right: Mapping[RowKey, Score]
+    quality: Mapping[RowKey, Score]
     against_reference: Mapping[RowKey, Comparison]
     against_best: Mapping[RowKey, Comparison]
     against_none: Mapping[RowKey, Comparison]
@@ -47,17 +49,17 @@ def judge(rows: Mapping[RowKey, Row], reference: RowKey | None, best: RowKey | N
         reference: the row that all are compared with.
         best: the row that comes first.
     """
-    right = {(key, ""): row.right() for key, row in rows.items()}
+    own = {(key, ""): row.tallies() for key, row in rows.items()}
     families = [
         _pairs(rows, lambda key: reference),
         _pairs(rows, lambda key: best),
         _pairs(rows, lambda key: RowKey(key.method, NONE) if key.fusion != NONE else None),
         _control_pairs(rows),
     ]
-    tables = [*right.values(), *(table for family in families for table in family.values())]
-    draws = iter(bootstrap_means(tables) if tables else ())
-    scores = {key: interval(float(table.mean()), next(draws)) for (key, _), table in right.items()}
-    judged = [{place: compare(table, next(draws)) for place, table in family.items()} for family in families]
+    drawn = [*own.values(), *(one for family in families for one in family.values())]
+    draws = iter(bootstrap_rows(drawn) if drawn else ())
+    scores = {key: interval(float(one.scores.mean()), next(draws)) for (key, _), one in own.items()}
+    judged = [{place: compare(one, next(draws)) for place, one in family.items()} for family in families]
     to_reference, to_best, to_none, to_controls = map(_corrected, judged)
     return Judgement(scores, _by_row(to_reference), _by_row(to_best), _by_row(to_none), to_controls)
 
@@ -68,37 +70,37 @@ def retrieves(row: Row) -> bool:
 
 
 def mcnemar_by_seed(row: Row, reference: Row | None) -> dict[int, McNemar]:
-    """Test a row against the reference row seed by seed; nothing where answers are more or less right."""
+    """Test a row against the reference row seed by seed; nothing where answers are not simply right or wrong."""
     found: dict[int, McNemar] = {}
     if reference is None or row.key == reference.key:
         return found
     for seed in _shared(row, reference):
-        first, second = row.arm(seed).right, reference.arm(seed).right
-        if np.isin(np.stack([first, second]), (0.0, 1.0)).all():
-            found[seed] = mcnemar(first == 1.0, second == 1.0)
+        pair = np.stack([row.arm(seed).tallies, reference.arm(seed).tallies])
+        if row.arm(seed).statistic is MEAN and np.isin(pair, (0.0, 1.0)).all():
+            found[seed] = mcnemar(pair[0, :, 0] == 1.0, pair[1, :, 0] == 1.0)
     return found
 
 
-def _pairs(rows: Mapping[RowKey, Row], other: Callable[[RowKey], RowKey | None]) -> dict[Place, FloatArray]:
+def _pairs(rows: Mapping[RowKey, Row], other: Callable[[RowKey], RowKey | None]) -> dict[Place, Drawn]:
     """Return the differences of each row from another, over the seeds that both have."""
-    found = {}
+    found: dict[Place, Drawn] = {}
     for key, row in rows.items():
         partner = other(key)
         second = rows.get(partner) if partner is not None and partner != key else None
         if second is not None and (seeds := _shared(row, second)):
-            found[key, ""] = difference_table(row.right(seeds), second.right(seeds))
+            found[key, ""] = difference(row.tallies(seeds), second.tallies(seeds))
     return found
 
 
-def _control_pairs(rows: Mapping[RowKey, Row]) -> dict[Place, FloatArray]:
+def _control_pairs(rows: Mapping[RowKey, Row]) -> dict[Place, Drawn]:
     """Return the differences of what was retrieved from each control, within the same trained models."""
-    found = {}
+    found: dict[Place, Drawn] = {}
     for key, row in rows.items():
         for arm in CONTROLS:
             seeds = [seed for seed in row.done if arm in row.cells[seed].arms]
             if arm != RETRIEVED and retrieves(row) and seeds:
-                control = np.stack([row.cells[seed].arms[arm].right for seed in seeds])
-                found[key, arm] = difference_table(row.right(seeds), control)
+                control = stacked([row.cells[seed].arms[arm] for seed in seeds])
+                found[key, arm] = difference(row.tallies(seeds), control)
     return found
 
 

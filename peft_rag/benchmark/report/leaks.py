@@ -39,7 +39,7 @@ class Leaks:
         return next((audit.threshold for audit in self.audits.values()), None)
 
     def clean_value(self, row: Row) -> float | None:
-        """Return how right a row is, on average over seeds, on test examples that have no duplicate at all."""
+        """Return a row's metric, on average over seeds, on test examples that have no duplicate at all."""
         means = []
         for seed in row.done:
             if seed not in self.audits:
@@ -49,7 +49,7 @@ class Leaks:
             kept[sorted(audit.exact | audit.near)] = False
             if not kept.any():
                 return None
-            means.append(float(row.arm(seed).right[kept].mean()))
+            means.append(row.tallies([seed]).value_on(kept))
         return sum(means) / len(means) if means else None
 
     def in_words(self) -> str:
@@ -75,7 +75,7 @@ def leaks_of(rows: Sequence[Row]) -> Leaks:
             audit = row.cells[seed].audit
             if audit is not None:
                 audits.setdefault(seed, audit)
-    return Leaks(dict(sorted(audits.items())), rows[0].right().shape[1] if rows else 0)
+    return Leaks(dict(sorted(audits.items())), len(rows[0].arm(rows[0].done[0]).tallies) if rows else 0)
 
 
 def _range(counts: Sequence[int]) -> tuple[int, int]:

@@ -25,25 +25,25 @@ def _setting(table: Table) -> dict[str, Any]:
         "id": setting_name(table.setting),
         "label": table.label,
         "metric": table.metric,
-        "interval": table.metric_is_share_right,
+        "interval": table.metric_is_tallied,
         "reference": None if table.reference is None else table.reference.label,
-        "rows": [_row(result, table) for result in table.results if result.right is not None],
+        "rows": [_row(result, table) for result in table.results if result.quality is not None],
     }
 
 
 def _row(result: Result, table: Table) -> dict[str, Any]:
-    row, right = result.row, result.right
-    assert right is not None
-    of_metric = table.metric_is_share_right
+    row, quality = result.row, result.quality
+    assert quality is not None
+    of_metric = table.metric_is_tallied
     return {
         "label": row.label,
         "method": row.key.method,
         "fusion": row.key.fusion,
         "quality": result.metrics[table.metric].mean,
-        "low": right.low if of_metric else None,
-        "high": right.high if of_metric else None,
+        "low": quality.low if of_metric else None,
+        "high": quality.high if of_metric else None,
         "shown": f"{with_deviation(result.metrics[table.metric])}"
-        + (f" [{percent(right.low)}, {percent(right.high)}]" if of_metric else ""),
+        + (f" [{percent(quality.low)}, {percent(quality.high)}]" if of_metric else ""),
         "shortfall": row.shortfall,
         "costs": {name: result.costs[name] for name in PLOTTED if name in result.costs},
         "amounts": {name: cost(result, name) for name in PLOTTED if name in result.costs},

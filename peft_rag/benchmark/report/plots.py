@@ -35,7 +35,7 @@ def plots(tables: Sequence[Table]) -> Iterator[tuple[str, bytes]]:
     methods = sorted({one.row.key.method for table in tables for one in table.results})
     colours = {method: _COLOURS[place % len(_COLOURS)] for place, method in enumerate(methods)}
     for table in tables:
-        results = [one for one in table.results if one.right is not None]
+        results = [one for one in table.results if one.quality is not None]
         if results:
             name = setting_name(table.setting)
             yield f"pareto-{name}.png", _png(_pareto_figure(table, results, colours))
@@ -90,8 +90,10 @@ def _interval_figure(table: Table, results: Sequence[Result], colours: dict[str,
     axes = figure.subplots()
     for place, one in enumerate(results):
         colour, value = colours[one.row.key.method], 100 * one.metrics[table.metric].mean
-        if one.right is not None and table.metric_is_share_right:
-            axes.plot([100 * one.right.low, 100 * one.right.high], [place, place], color=colour, linewidth=2, alpha=0.6)
+        if one.quality is not None and table.metric_is_tallied:
+            axes.plot(
+                [100 * one.quality.low, 100 * one.quality.high], [place, place], color=colour, linewidth=2, alpha=0.6
+            )
         filled = colour if one.row.complete else "white"
         axes.plot(value, place, _marker(one), color=colour, markerfacecolor=filled)
         if one.row.key == table.reference:

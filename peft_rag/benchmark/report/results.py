@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from peft_rag.benchmark.report.cells import DONE, OFF, RETRIEVAL_ALONE, Arm, Cell, FloatArray, Setting, read_cell
+from peft_rag.benchmark.report.cells import DONE, OFF, RETRIEVAL_ALONE, Arm, Cell, Setting, read_cell
 from peft_rag.errors import ArtefactError
+from peft_rag.evaluation.tallies import Tallies
 
 NONE = "none"
 ALONE = "retrieval alone"
@@ -89,9 +90,14 @@ class Row:
     def arm(self, seed: int) -> Arm:
         return self.cells[seed].arms[self.arms[seed]]
 
-    def right(self, seeds: Iterable[int] | None = None) -> FloatArray:
-        """Return how right each answer is, ``(S, N)``, for some seeds or for all that are done."""
-        return np.stack([self.arm(seed).right for seed in (self.done if seeds is None else seeds)])
+    def tallies(self, seeds: Iterable[int] | None = None) -> Tallies:
+        """Return what the answers add up to, for some seeds or for all that are done."""
+        return stacked([self.arm(seed) for seed in (self.done if seeds is None else seeds)])
+
+
+def stacked(arms: Sequence[Arm]) -> Tallies:
+    """Return the tallies of one arm of each seed."""
+    return Tallies(np.stack([arm.tallies for arm in arms]), arms[0].statistic)
 
 
 @dataclass(frozen=True)
@@ -171,9 +177,17 @@ def _checked(results: Results) -> Results:
         if key in seen:
             raise ArtefactError(f"{seen[key].path.name} and {cell.path.name} are of the same cell. Remove one.")
         seen[key] = cell
-        if cell.done and first.setdefault(cell.setting, cell).targets != cell.targets:
+        if not cell.done:
+            continue
+        other = first.setdefault(cell.setting, cell)
+        if other.main_metric != cell.main_metric or other.statistic is not cell.statistic:
             raise ArtefactError(
-                f"{first[cell.setting].path.name} and {cell.path.name} were tested on different splits of "
+                f"{other.path.name} and {cell.path.name} are judged by different metrics ({other.main_metric} and "
+                f"{cell.main_metric}, or counted otherwise). Run one of them again."
+            )
+        if other.targets != cell.targets:
+            raise ArtefactError(
+                f"{other.path.name} and {cell.path.name} were tested on different splits of "
                 f"'{cell.setting.dataset}'. Run one of them again."
             )
     return results

@@ -6,8 +6,9 @@ import csv
 import io
 from typing import Any
 
-from peft_rag.benchmark.report.cells import Cell
+from peft_rag.benchmark.report.cells import Arm, Cell
 from peft_rag.benchmark.report.results import Results
+from peft_rag.evaluation.statistics import MEAN
 
 _COSTS = (
     "trainable_parameters",
@@ -28,7 +29,8 @@ _COSTS = (
 def tidy_csv(results: Results) -> str:
     """Return one row for each cell and arm, and one without an arm for each cell that is not done.
 
-    Scores and ``right``, the mean of how right each answer is, are shares; costs are the whole cell's.
+    Scores and ``right``, the mean of how right each answer is where answers are counted so, are shares, but for those
+    that are none, such as perplexity; costs are the whole cell's.
     """
     metrics = sorted({name for cell in results.cells for arm in cell.arms.values() for name in arm.scores})
     rows = [row for cell in results.cells for row in _rows(cell)]
@@ -44,10 +46,14 @@ def _rows(cell: Cell) -> list[dict[str, Any]]:
     about = _about(cell)
     costs = {name: cell.costs.get(name, "") for name in _COSTS}
     measured = [
-        {"arm": name, "test_examples": len(arm.right), "right": float(arm.right.mean()), **arm.scores}
+        {"arm": name, "test_examples": len(arm.tallies), "right": _right(arm), **arm.scores}
         for name, arm in cell.arms.items()
     ]
     return [about | arm | costs for arm in measured or [{}]]
+
+
+def _right(arm: Arm) -> float | str:
+    return arm.value if arm.statistic is MEAN else ""
 
 
 def _about(cell: Cell) -> dict[str, Any]:

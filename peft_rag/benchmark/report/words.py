@@ -83,14 +83,17 @@ def percent(value: float | None) -> str:
     return NOTHING if value is None else f"{100 * value:.1f}"
 
 
-def with_deviation(spread: Spread) -> str:
-    """Write mean and deviation in percent.
+def with_deviation(spread: Spread, *, share: bool = True) -> str:
+    """Write mean and deviation, in percent if they are shares.
 
     >>> with_deviation(Spread(0.9, 0.0123, 3)), with_deviation(Spread(0.9, None, 1))
     ('90.0 ± 1.2', '90.0')
+    >>> with_deviation(Spread(12.34, 0.5, 3), share=False)
+    '12.3 ± 0.5'
     """
-    mean = percent(spread.mean)
-    return mean if spread.deviation is None else f"{mean} ± {percent(spread.deviation)}"
+    scale = 100 if share else 1
+    mean = f"{scale * spread.mean:.1f}"
+    return mean if spread.deviation is None else f"{mean} ± {scale * spread.deviation:.1f}"
 
 
 def amount(value: float | None, unit: str) -> str:
@@ -136,7 +139,7 @@ def findings(table: Table) -> list[str]:
     first = f"{best.row.label} comes first with {with_deviation(best.metrics[table.metric])}% {table.metric}"
     if best.against_reference is not None and table.reference is not None:
         first += f"; against {table.reference.label} it is {_as_clause(best.against_reference)}"
-    return [first + ".", *_alike(table), *_retrieval(table), *_lacking(table)]
+    return [first + ".", *_alike(table), *_retrieval(table), *_written(table), *_lacking(table)]
 
 
 def _alike(table: Table) -> list[str]:
@@ -166,6 +169,12 @@ def _retrieval(table: Table) -> list[str]:
         said = [f"{words[verdict]} {_and(names)}" for verdict, names in verdicts.items() if names]
         sentences.append(f"Retrieval by {fusion} {'; '.join(said)}, in points against the same method without.")
     return sentences
+
+
+def _written(table: Table) -> list[str]:
+    if not table.written:
+        return []
+    return [f"Scores of written texts rest on the first {table.written:,} test examples, {table.metric} on all."]
 
 
 def _lacking(table: Table) -> list[str]:

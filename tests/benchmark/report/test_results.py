@@ -5,6 +5,7 @@ import pytest
 
 from peft_rag.benchmark.report.analysis import analyse, overall_ranks
 from peft_rag.benchmark.report.checks import notices
+from peft_rag.benchmark.report.markdown import markdown
 from peft_rag.benchmark.report.results import RowKey, read_results
 from peft_rag.errors import ArtefactError
 from tests.benchmark.report.simulated import write_results
@@ -35,7 +36,7 @@ def test_a_row_without_retrieval_is_the_arm_of_the_cell_that_covers_it(tmp_path)
         float(one == target)
         for one, target in zip(content["arms"]["off"]["predictions"], content["targets"], strict=True)
     ]
-    assert plain.right([1])[0].tolist() == right
+    assert plain.tallies([1]).scores[0].tolist() == right
 
 
 def test_a_cell_of_its_own_goes_before_a_covering_one(tmp_path):
@@ -110,8 +111,8 @@ def test_values_equal_plain_means_of_the_files(tmp_path):
     scores = [file["arms"]["retrieved"]["scores"]["accuracy"] for file in files]
     one = next(one for one in table.results if one.row.label == "lora + knn")
     assert one.metrics["accuracy"].mean == pytest.approx(sum(scores) / 3)
-    assert one.right.value == pytest.approx(sum(scores) / 3)
-    assert table.metric_is_share_right
+    assert one.quality.value == pytest.approx(sum(scores) / 3)
+    assert table.metric_is_tallied
     leaked, clean = {3, 17, 5, 20, 21}, []
     for file in files:
         pairs = list(zip(file["arms"]["retrieved"]["predictions"], file["targets"], strict=True))
@@ -128,10 +129,10 @@ def test_answers_of_several_classes_and_graded_ones_are_read(tmp_path):
     graded = {"scores": {"micro_f1": 0.5}, "example_scores": [0.5, 0.25, 1.0]}
     edit(path, main_metric="micro_f1", targets=[[0, 1], [2], ["b"]], arms={"off": arm, "retrieved": graded}, audit=None)
     [results] = read_results(folder)
-    assert row_of(results, "head", "none").right().tolist() == [[1.0, 0.0, 1.0]]
-    assert row_of(results, "head", "knn").right().tolist() == [[0.5, 0.25, 1.0]]
+    assert row_of(results, "head", "none").tallies().scores.tolist() == [[1.0, 0.0, 1.0]]
+    assert row_of(results, "head", "knn").tallies().scores.tolist() == [[0.5, 0.25, 1.0]]
     [table] = analyse(results, {})
-    assert not table.metric_is_share_right
+    assert not table.metric_is_tallied
     assert table.leaks.in_words() == "No leak audit was taken."
     assert [one.mcnemar for one in table.results] == [{}, {}]
 
@@ -225,4 +226,50 @@ def test_a_peer_of_another_library_is_a_row_like_any_other(tmp_path):
     [results] = read_results(tmp_path)
     row = row_of(results, "setfit", "none")
     assert (row.external, row.label, row.done) == (True, "setfit", (0,))
-    assert np.isin(row.right(), (0, 1)).all()
+    assert np.isin(row.tallies().scores, (0, 1)).all()
+
+
+def test_tallies_make_the_metric_its_interval_and_the_score_without_leaks(tmp_path):
+    folder = write_results(tmp_path, **{**SMALL, "methods": ("head", "lora")})
+    draw, counts = np.random.default_rng(0), {}
+    actual = draw.integers(0, 3, 60)
+    for path in sorted(folder.glob("*.json")):
+        content, arms = json.loads(path.read_text()), {}
+        for name in content["arms"]:
+            right = draw.binomial(actual, 0.8 if "lora" in path.stem else 0.5)
+            tallies = np.stack([right, right + draw.binomial(1, 0.2, 60), actual], axis=1)
+            counts[path.stem, name] = tallies
+            f1 = 2 * tallies[:, 0].sum() / tallies[:, 1:].sum()
+            arms[name] = {"scores": {"entity_f1": f1, "perplexity": 12.34}, "tallies": tallies.tolist()}
+        edit(path, main_metric="entity_f1", statistic="f1", plain_scores=["perplexity"], written=7, arms=arms)
+    [results] = read_results(folder)
+    [table] = analyse(results, {"method": "head", "fusion": "knn"})
+    assert table.metric_is_tallied
+    found = {one.row.label: one for one in table.results}
+    one, kept = found["lora + knn"], np.delete(np.arange(60), [3, 17, 5, 20, 21])
+    of = [counts[f"topics-lora-knn-s{seed}", "retrieved"] for seed in range(3)]
+    assert one.quality.value == pytest.approx(np.mean([2 * x[:, 0].sum() / x[:, 1:].sum() for x in of]))
+    assert one.quality.low < one.quality.value < one.quality.high
+    assert one.clean == pytest.approx(np.mean([2 * x[kept, 0].sum() / x[kept, 1:].sum() for x in of]))
+    assert one.against_reference.verdict == "better"
+    assert one.mcnemar == {}
+    shown = markdown(results, [table])
+    assert "| 12.3 ± 0.0 |" in shown
+    assert "Scores of written texts rest on the first 7 test examples, entity\\_f1 on all." in shown
+
+
+def test_cells_of_one_data_set_that_count_otherwise_are_refused(tmp_path):
+    folder = write_results(tmp_path, **{**SMALL, "methods": ("head",), "seeds": (0, 1)})
+    tallies = [[1, 1, 1]] * 60
+    arms = {"off": {"scores": {"accuracy": 1.0}, "tallies": tallies}}
+    edit(folder / "topics-head-knn-s1.json", statistic="f1", arms=arms)
+    with pytest.raises(ArtefactError, match=r"s0.json and .*s1.json are judged by different metrics .*or counted"):
+        read_results(folder)
+    edit(folder / "topics-head-knn-s1.json", statistic="mean")
+    with pytest.raises(
+        ArtefactError, match=r"of the wrong kind \(answers of shape \(60, 3\) to 60 examples under 'mean'"
+    ):
+        read_results(folder)
+    edit(folder / "topics-head-knn-s1.json", statistic="median")
+    with pytest.raises(ArtefactError, match=r"of the wrong kind .*statistic 'median'"):
+        read_results(folder)
