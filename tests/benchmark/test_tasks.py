@@ -203,6 +203,38 @@ def test_methods_that_write_are_compared_by_likelihood_with_the_texts_scores(
     assert f"| {shown:.1f} |" in (folder / "report.md").read_text().replace("\\", "")
 
 
+def test_answers_in_contexts_are_compared_by_f1_without_an_oracle(tiny_bert: str, tmp_path: Path) -> None:
+    data = {}
+    for seed, name in enumerate(("train", "validation", "test")):
+        rows = []
+        for one in toy_records(8, seed):
+            answer = next(word for word in one["text"].split() if word in WORDS[one["label"]])
+            given = {"text": [answer], "answer_start": [one["text"].index(answer)]}
+            rows.append({"id": one["id"], "question": one["label"], "context": one["text"], "answers": given})
+        data[name] = write_jsonl(tmp_path / f"{name}.jsonl", rows)
+    suite = suite_from_mapping(
+        {
+            "name": "questions",
+            "data": {"kinds": data},
+            "backbones": [tiny_bert],
+            "methods": ["lora"],
+            "fusions": [{"name": "concat", "options": {"fusion.k": 1}}],
+            "seeds": [0],
+            "budget": {"max_steps": 2, "trials": 1},
+            "options": {"task": "question-answering", "max_length": 48, "encoder": tiny_bert},
+        }
+    )
+    (content,) = run_suite(suite, tmp_path / "results").values()
+    assert content["status"] == "done", content["error"]
+    assert (content["main_metric"], content["statistic"], len(content["targets"])) == ("f1", "mean", 8)
+    assert content["arms"].keys() == {"untrained", "off", "retrieved", "random", "shuffled", "filler"}
+    for arm in content["arms"].values():
+        assert arm["scores"]["f1"] == pytest.approx(np.mean(arm["tallies"]))
+        assert "predictions" not in arm
+    table = reported(tmp_path / "results", ("f1", "95% interval"))
+    assert table.metric_is_tallied
+
+
 @pytest.mark.parametrize("family", ["", "gpt2"])
 def test_recommend_works_for_tasks_of_many_decisions(
     tagging: dict[str, Any], writing: Callable[[str], dict[str, Any]], tmp_path: Path, family: str
