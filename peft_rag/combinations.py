@@ -34,8 +34,14 @@ def check_task(config: RunConfig, fusion: Fusion, task: Task) -> None:
 
     Raises:
         RetrievalError: documents cannot vote on this task.
-        ConfigError: the task judges parts of texts that were to be condensed.
+        ConfigError: the task judges parts of texts that were to be condensed, or writes texts beside which the fusion
+            cannot be read.
     """
+    if task.generates and fusion.needs_vectors:
+        raise ConfigError(
+            f"fusion '{config.fusion}' reads neighbours as vectors, which is not possible yet while task "
+            f"'{config.task}' writes a text. Use --fusion concat, marginal, knn or none."
+        )
     if fusion.needs_labels and not task.votes:
         raise RetrievalError(
             f"fusion '{config.fusion}' lets the labels of documents vote, but a label of task '{config.task}' says "
