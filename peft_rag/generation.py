@@ -147,6 +147,7 @@ def _written(
         [one for row in rows for one in inputs_of(row)], tokenizer.pad_token_id, left=model.decoder_start is None
     )
     inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
+    begin = 1 if model.decoder_start is not None else int(inputs["input_ids"].shape[1])
     options: dict[str, Any] = {"max_new_tokens": task.target_length, "pad_token_id": tokenizer.pad_token_id}
     if tokenizer.eos_token_id is not None:
         options["eos_token_id"] = tokenizer.eos_token_id
@@ -154,7 +155,7 @@ def _written(
     if "stop_strings" in options:
         options["tokenizer"] = tokenizer
     if task.choices:
-        options["prefix_allowed_tokens_fn"] = only(task, 1 if model.decoder_start is not None else _width(inputs))
+        options["prefix_allowed_tokens_fn"] = only(task, begin)
     if streamer is not None:
         options["streamer"] = streamer
     if mixed is not None:
@@ -162,7 +163,7 @@ def _written(
     hearing = mixed.listening(head_of(model.backbone)) if isinstance(mixed, NeighbourTokens) else nullcontext()
     with torch.no_grad(), hearing, quiet_peft():
         written = model.backbone.generate(**inputs, **options, output_scores=True, return_dict_in_generate=True)
-    new = written.sequences[:, -len(written.scores) :] if len(written.scores) else written.sequences[:, :0]
+    new = written.sequences[:, begin:]
     beams = getattr(written, "beam_indices", None)
     steps = model.backbone.compute_transition_scores(written.sequences, written.scores, beams, normalize_logits=True)
     first = [sum(counts[:place]) for place in range(len(counts))]  # all inputs of an example wrote the same
@@ -175,10 +176,6 @@ def _answer(tokenizer: Any, tokens: list[int], log_probs: list[float]) -> tuple[
     known = [value for value in log_probs[: end + 1] if math.isfinite(value)]
     text: str = tokenizer.decode(tokens[:end], skip_special_tokens=True)
     return text.strip(), math.exp(sum(known) / len(known)) if known else 0.0
-
-
-def _width(inputs: dict[str, Tensor]) -> int:
-    return int(inputs["input_ids"].shape[1])
 
 
 def padded(rows: Sequence[dict[str, Any]], padding: int, *, left: bool) -> dict[str, Tensor]:

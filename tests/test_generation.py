@@ -183,11 +183,14 @@ def test_writing_with_neighbours_follows_them_where_they_rule(backbone):
     assert plain == write(model, examples, fusion=ConcatFusion(k=1), split=Split(examples, Neighbours.of_rows([[]])))
 
 
-def test_only_choices_are_written_and_their_probability_is_that_of_their_tokens():
-    model = model_of("gpt2", Text2Text(target_length=6, choices=("w1 w2", "w1 w3", "w4")))
+@pytest.mark.parametrize("backbone", ["gpt2", "t5"])
+def test_only_choices_are_written_and_their_probability_is_that_of_their_tokens(backbone):
+    model = model_of(backbone, Text2Text(target_length=6, choices=("w1 w2", "w1 w3", "w4")))
     examples = examples_of(model, *((f"w{number}", "w4") for number in range(5, 15)))
-    written = write(model, examples)
-    assert {text for text, _ in written} <= {"w1 w2", "w1 w3", "w4"}
+    for decoding in ({}, {"num_beams": 3}):
+        written = write(model, examples, **decoding)
+        assert {text for text, _ in written} <= {"w1 w2", "w1 w3", "w4"}
+        assert all(0 < probability <= 1 for _, probability in written)
 
 
 @pytest.mark.parametrize("backbone", ["gpt2", "t5"])
