@@ -89,7 +89,7 @@ def test_resumed_run_whose_record_is_damaged_is_refused(config, record):
     if record is not None:
         (working / "run.json").write_text(record)
     with (
-        pytest.raises(ConfigError, match=r"cannot resume .*: backbone, corpus, .* differ from the unfinished run"),
+        pytest.raises(ConfigError, match=r"cannot resume .*: backbone, .*corpus, .* differ from the unfinished run"),
         working_folder(replace(config, resume=True), Path(config.output), main=True),
     ):
         raise AssertionError("the run must not begin")
