@@ -71,7 +71,7 @@ def test_trained_artefact_predicts_explains_and_evaluates(
     status, out, _ = peft_rag("evaluate", str(trained), "--data", toy_data["test"])
     measured = json.loads((trained / "metrics.json").read_text())["test"]["accuracy"]
     assert status == 0
-    assert f"accuracy    {100 * measured:.1f} [" in out
+    assert f"accuracy  {100 * measured:.1f} [" in out
 
 
 def test_predict_reads_lines_from_standard_input(peft_rag: Run, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
