@@ -7,6 +7,7 @@ once, so that drawing sentences again for an interval reads no tag again.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -42,12 +43,18 @@ def entities(tags: Sequence[str]) -> list[Entity]:
     Raises:
         DataError: a tag is not O, B-TYPE or I-TYPE.
     """
+    return list(_parsed(tuple(tags)))
+
+
+@lru_cache(maxsize=1 << 16)
+def _parsed(tags: tuple[str, ...]) -> tuple[Entity, ...]:
+    """Parse a sentence's tags once: hundreds of settings are scored on validation, most of them with the same tags."""
     from seqeval.scheme import IOB2, Tokens
 
     for number, tag in enumerate(tags, start=1):
         if tag != "O" and not (tag[:2] in ("B-", "I-") and tag[2:].strip("-")):
             raise DataError(f"tag '{tag}' of token {number} is not BIO. Write O, B-TYPE or I-TYPE.")
-    return [Entity(found.tag, found.start, found.end) for found in Tokens(list(tags), IOB2).entities]
+    return tuple(Entity(found.tag, found.start, found.end) for found in Tokens(list(tags), IOB2).entities)
 
 
 def entity_counts(predicted: Sequence[Sequence[str]], actual: Sequence[Sequence[str]]) -> IntArray:

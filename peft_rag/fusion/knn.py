@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from typing_extensions import Self
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from peft_rag.retrieval.base import Neighbours
     from peft_rag.tasks.base import Task
 
-_Fitted = TypeVar("_Fitted")
 _KS = (1, 2, 4, 8, 16, 32, 64)
 _TEMPERATURES = (0.01, 0.02, 0.05, 0.1, 0.2)
 _WEIGHTS = tuple(step / 20 for step in range(21))
@@ -108,27 +107,30 @@ class KnnFusion(Fusion):
         ks = [self.k] if self.k else [k for k in _KS if k <= known]
         temperatures = [self.temperature] if self.temperature else _TEMPERATURES
         weights = [self.weight] if self.weight is not None else _WEIGHTS
-        usual = (self.k or max(k for k in ks if k <= _USUAL_K), self.temperature or _USUAL_TEMPERATURE)
-        usual_weight = _USUAL_WEIGHT if self.weight is None else self.weight
-        found = self._search(outputs, split, memory, max(ks))
-        best, usually, without = None, None, None
+        usual = (
+            self.k or max(k for k in ks if k <= _USUAL_K),
+            self.temperature or _USUAL_TEMPERATURE,
+            _USUAL_WEIGHT if self.weight is None else self.weight,
+        )
+        found, asked = self._search(outputs, split, memory, max(ks)), targets if task.generates else None
+
+        def votes(k: int, temperature: float) -> Tensor:
+            return neighbour_log_probs(found.head(k), _remembered(memory), task, temperature, asked)
+
+        def mixed(voted: Tensor, weight: float) -> Tensor:
+            return mix(outputs.log_probs, voted, weight).clamp(min=LEAST_LOG_PROB)
+
+        merits: dict[tuple[int, float, float], tuple[float, float]] = {}
         for k, temperature in itertools.product(ks, temperatures):
-            asked = targets if task.generates else None
-            votes = neighbour_log_probs(found.head(k), _remembered(memory), task, temperature, asked)
+            voted = votes(k, temperature)
             for weight in weights:
-                mixed = mix(outputs.log_probs, votes, weight).clamp(min=LEAST_LOG_PROB)
-                tried = _Tried(
-                    replace(self, k=k, temperature=temperature, weight=weight),
-                    task.merit(mixed, targets, split.examples),
-                    task.right(mixed, targets),
-                )
-                best = tried if best is None or tried.merit > best.merit else best
-                usually = tried if ((k, temperature), weight) == (usual, usual_weight) else usually
-                without = tried if weight == 0 and without is None else without
-        assert best is not None
-        assert usually is not None
-        harmful = without is not None and usually.merit < without.merit
-        return best.fusion if harmful or best.convincingly_above(usually) else usually.fusion
+                merits[k, temperature, weight] = task.merit(mixed(voted, weight), targets, split.examples)
+        best = max(merits, key=lambda setting: merits[setting])
+        without = (ks[0], temperatures[0], 0.0)
+        harmful = without in merits and merits[usual] < merits[without]
+        right, by_habit = (task.right(mixed(votes(*one[:2]), one[2]), targets) for one in (best, usual))
+        k, temperature, weight = best if harmful or _convincing(right - by_habit) else usual
+        return replace(self, k=k, temperature=temperature, weight=weight)
 
     def with_given_neighbours(self) -> Self:
         return replace(self, space="retriever")
@@ -180,20 +182,10 @@ class KnnFusion(Fusion):
         return exact_search(unit(outputs.features), unit(known), k, forbidden)
 
 
-@dataclass(frozen=True)
-class _Tried(Generic[_Fitted]):
-    """A setting, what choices are made by, and the share that was right of each of the N examples, ``(N,)``."""
-
-    fusion: _Fitted
-    merit: tuple[float, float]
-    right: Tensor
-
-    def convincingly_above(self, other: _Tried[_Fitted]) -> bool:
-        """Say whether more is right than in another by over two standard errors of the paired difference."""
-        gain = (self.right - other.right).double()
-        if len(gain) < 2:
-            return False
-        return float(gain.mean()) > 2 * float(gain.std()) / math.sqrt(len(gain))
+def _convincing(gains: Tensor) -> bool:
+    """Say whether a gain on each of N decisions ``(N,)`` is above 0 in the mean by over two standard errors."""
+    gains = gains.double()
+    return len(gains) > 1 and float(gains.mean()) > 2 * float(gains.std()) / math.sqrt(len(gains))
 
 
 def neighbour_log_probs(
