@@ -124,9 +124,9 @@ def load(
 
     folder = locate(source, revision)
     manifest = read_manifest(folder)
-    writes = _plugin("tasks", manifest["task"]).generates
+    head = _plugin("tasks", manifest["task"]).backbone_head
     resolve(manifest["method"]["name"])
-    found = load_backbone(backbone or manifest["backbone"]["name"], head="any" if writes else "none")
+    found = load_backbone(backbone or manifest["backbone"]["name"], head=head)
     _check_backbone(found, manifest["backbone"], allow_backbone_mismatch)
     parts = _parts(manifest, found.tokenizer, corpus, allow_corpus_mismatch)
     model = RetrievalAugmentedModel(found, *parts[:3], max_length=parts[3])

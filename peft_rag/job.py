@@ -197,7 +197,7 @@ def prepare(config: RunConfig, working: Path, say: Say) -> Prepared:
         leak_threshold=config.leak_threshold,
         min_score=config.min_score,
     )
-    backbone = load_backbone(config.backbone_name, head="any" if splits.task.generates else "none")
+    backbone = load_backbone(config.backbone_name, head=splits.task.backbone_head)
     model = RetrievalAugmentedModel(
         backbone,
         splits.task,

@@ -90,7 +90,7 @@ def off_difference(model: RetrievalAugmentedModel, texts: Sequence[str]) -> floa
     batch = model.tokenizer(
         list(texts[:_COMPARED_TEXTS]), truncation=True, max_length=model.max_length, padding=True, return_tensors="pt"
     ).to(model.device)
-    fresh = load_backbone(model.source.name, head="any" if model.task.generates else "none").model.to(model.device)
+    fresh = load_backbone(model.source.name, head=model.task.backbone_head).model.to(model.device)
     model.eval()
     with torch.no_grad(), model.disable_adapter():
         ours, theirs = states(model.backbone), states(fresh)

@@ -85,7 +85,7 @@ def _measure(setting: Setting) -> Pace:
     task, texts = splits.task, [example.text for example in chosen]
     if task.generates:  # what is written is read too
         texts = [" ".join([text, *(example.labels or ())[:1]]) for text, example in zip(texts, chosen, strict=True)]
-    backbone = load_backbone(config.backbone_name, head="any" if task.generates else "none")
+    backbone = load_backbone(config.backbone_name, head=task.backbone_head)
     seconds = {"": _forward(backbone, texts, config.max_length)}
     for entry in setting.suite.fusions:
         fusion = fusion_of(entry, setting)

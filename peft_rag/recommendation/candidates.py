@@ -126,8 +126,8 @@ def survey(base: RunConfig, options: SearchOptions, say: Say) -> Survey:
 
     dropped: list[Dropped] = []
     groups = _fusion_groups(base, options.fusions, dropped)
-    writes = groups[0].prepared.splits.task.generates
-    backbone = load_backbone(base.backbone_name, head="any" if writes else "none")
+    task = groups[0].prepared.splits.task
+    backbone = load_backbone(base.backbone_name, head=task.backbone_head)
     rows = []
     for method in options.methods:
         for group in groups:

@@ -103,6 +103,11 @@ class Task(ABC):
         return False
 
     @property
+    def backbone_head(self) -> str:
+        """Which head `peft_rag.backbone.load_backbone` loads for it: the one that writes, or none."""
+        return "any" if self.generates else "none"
+
+    @property
     def goes_on(self) -> bool:
         """Whether it writes on where a prompt ends, which only a decoder can."""
         return False
