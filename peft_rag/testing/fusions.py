@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,7 @@ from peft_rag.retrieval.base import NO_POSITION, Neighbours
 from peft_rag.retrieval.exact import ExactRetriever
 from peft_rag.tasks.base import Example
 from peft_rag.tasks.text_classification import TextClassification
+from peft_rag.testing.case import Case
 from peft_rag.testing.methods import MakeBackbone
 from peft_rag.testing.retrievers import WordEncoder
 
@@ -77,25 +77,12 @@ class FusionCheck:
 
 
 @dataclass
-class _Case:
+class _Case(Case):
     """One fusion under one method on one backbone, and what has been found so far."""
 
     fusion: Fusion
     method: str
     make_backbone: MakeBackbone
-    checked: list[str] = field(default_factory=list)
-    skipped: dict[str, str] = field(default_factory=dict)
-
-    @contextmanager
-    def property(self, name: str) -> Iterator[None]:
-        """Note that a property holds, or say which does not."""
-        try:
-            yield
-        except (ConformanceError, KeyboardInterrupt):
-            raise
-        except Exception as error:
-            raise ConformanceError(f"{name}: {type(error).__name__}: {error}") from error
-        self.checked.append(name)
 
     def model(self) -> RetrievalAugmentedModel:
         """Make the model, the same weights at each call, its method attached."""

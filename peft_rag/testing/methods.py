@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from peft_rag.methods import (
     resolve,
     trainable_names,
 )
+from peft_rag.testing.case import Case
 
 INITIAL = "output at initialisation"
 FROZEN = "frozen backbone"
@@ -71,26 +71,13 @@ class MethodCheck:
 
 
 @dataclass
-class _Case:
+class _Case(Case):
     """One method on one backbone, and what has been found so far."""
 
     method: Method
     given: str | Method
     make_backbone: MakeBackbone
     options: Mapping[str, Any]
-    checked: list[str] = field(default_factory=list)
-    skipped: dict[str, str] = field(default_factory=dict)
-
-    @contextmanager
-    def property(self, name: str) -> Iterator[None]:
-        """Note that a property holds, or say which does not."""
-        try:
-            yield
-        except (ConformanceError, KeyboardInterrupt):
-            raise
-        except Exception as error:
-            raise ConformanceError(f"{name}: {type(error).__name__}: {error}") from error
-        self.checked.append(name)
 
     def wants(self, name: str, reason: str = "") -> bool:
         """Tell whether a property is asked of the method; if not, note its reason."""

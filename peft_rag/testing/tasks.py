@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from peft_rag.methods import resolve
 from peft_rag.model import RetrievalAugmentedModel
 from peft_rag.records import Record
 from peft_rag.tasks.base import Example, Task
+from peft_rag.testing.case import Case
 from peft_rag.testing.fusions import backbone_fingerprint, expect_close, headless, train_steps, word_tokenizer
 from peft_rag.testing.methods import MakeBackbone
 
@@ -56,25 +56,13 @@ class TaskCheck:
 
 
 @dataclass
-class _Case:
+class _Case(Case):
     """One task on one backbone, and what has been found so far."""
 
     task: Task
     records: Sequence[Record]
     make_backbone: MakeBackbone
     method: str
-    checked: list[str] = field(default_factory=list)
-
-    @contextmanager
-    def property(self, name: str) -> Iterator[None]:
-        """Note that a property holds, or say which does not."""
-        try:
-            yield
-        except (ConformanceError, KeyboardInterrupt):
-            raise
-        except Exception as error:
-            raise ConformanceError(f"{name}: {type(error).__name__}: {error}") from error
-        self.checked.append(name)
 
     def model(self, task: Task) -> RetrievalAugmentedModel:
         """Make the model, the same weights at each call, its method attached."""

@@ -1,27 +1,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from peft_rag.cli import main
 from peft_rag.cli.index import SUBCOMMANDS
+from tests.cli.conftest import Run
 from tests.conftest import write_jsonl
-
-Run = Callable[..., "tuple[int, str, str]"]
 
 
 @pytest.fixture
-def index(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.setattr("peft_rag.cli.progress.hold_back_chatter", lambda: None)
-
+def index(peft_rag: Run) -> Run:
     def run(*words: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        status = main(["index", *map(str, words)])
-        output = capsys.readouterr()
-        return status, output.out, output.err
+        return peft_rag("index", *map(str, words))
 
     return run
 
