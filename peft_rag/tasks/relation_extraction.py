@@ -14,7 +14,7 @@ from peft_rag.records import Record, label_field
 from peft_rag.registry import suggest
 from peft_rag.tasks.base import Example
 from peft_rag.tasks.classification import Classification
-from peft_rag.tasks.scoring import class_scores
+from peft_rag.tasks.scoring import class_scores, f1_tally
 
 if TYPE_CHECKING:
     import numpy as np
@@ -115,10 +115,5 @@ class RelationExtraction(Classification):
         """Return whether each is right, ``(B, 1)``, or, of those that are relations, right, predicted and actual."""
         if not self.no_relation:
             return super().tally(log_probs, targets)
-        import torch
-
-        none = self.labels.index(self.no_relation)
-        predicted, actual = log_probs.argmax(-1).cpu(), targets.cpu()
-        sides = ((predicted == actual) & (actual != none), predicted != none, actual != none)
-        counts: NDArray[np.float64] = torch.stack(sides, dim=-1).double().numpy()
-        return counts
+        none, predicted = self.labels.index(self.no_relation), log_probs.argmax(-1).to(targets.device)
+        return f1_tally((predicted == targets) & (targets != none), predicted != none, targets != none)

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from peft_rag.evaluation.bootstrap import Score
@@ -43,3 +45,11 @@ def class_scores(
     right = (predictions == references).astype(float)
     result["ece"] = bootstrap(calibration_error, sure, right, resamples=resamples, seed=seed)
     return result
+
+
+def f1_tally(right: Tensor, predicted: Tensor, actual: Tensor) -> NDArray[np.float64]:
+    """Stack what each example adds ``(B,)`` into the columns of the statistic ``f1``, ``(B, 3)``."""
+    import torch
+
+    counts: NDArray[np.float64] = torch.stack([right, predicted, actual], dim=-1).double().cpu().numpy()
+    return counts

@@ -11,7 +11,7 @@ from typing_extensions import Self
 from peft_rag.errors import ConfigError
 from peft_rag.tasks.base import Example
 from peft_rag.tasks.classification import Classification
-from peft_rag.tasks.scoring import class_scores
+from peft_rag.tasks.scoring import class_scores, f1_tally
 
 if TYPE_CHECKING:
     import numpy as np
@@ -108,9 +108,5 @@ class TextClassification(Classification):
         """Return whether each text is right, ``(B, 1)``; when multi-label its labels right, predicted and actual."""
         if not self.multi_label:
             return super().tally(log_probs, targets)
-        import torch
-
-        predicted, actual = log_probs.argmax(-1).cpu(), targets.cpu()
-        sides = (predicted * actual, predicted, actual)
-        counts: NDArray[np.float64] = torch.stack([side.sum(-1) for side in sides], dim=-1).double().numpy()
-        return counts
+        predicted = log_probs.argmax(-1).to(targets.device)
+        return f1_tally((predicted * targets).sum(-1), predicted.sum(-1), targets.sum(-1))
