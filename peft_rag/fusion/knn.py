@@ -98,7 +98,7 @@ class KnnFusion(Fusion):
         few is too little to choose among hundreds of settings, whose best by chance alone answered 0.3 to 1.0 points
         less of the 2,000 examples held back. The best by the task's main metric, and among equals by the mean
         log-likelihood, is taken where it is right about more examples than the usual one by over two standard errors of
-        the difference, or where the usual one is worse than no neighbours at all.
+        the difference. Else, where the usual one is worse than no neighbours at all, λ alone is chosen, 0 among them.
 
         A log-probability counts as `LEAST_LOG_PROB` at least: where λ = 1 is given, a target that no neighbour votes
         for must not make every choice equally bad.
@@ -126,10 +126,14 @@ class KnnFusion(Fusion):
             for weight in weights:
                 merits[k, temperature, weight] = task.merit(mixed(voted, weight), targets, split.examples)
         best = max(merits, key=lambda setting: merits[setting])
-        without = (ks[0], temperatures[0], 0.0)
-        harmful = without in merits and merits[usual] < merits[without]
         right, by_habit = (task.right(mixed(votes(*one[:2]), one[2]), targets) for one in (best, usual))
-        k, temperature, weight = best if harmful or _convincing(right - by_habit) else usual
+        if _convincing(right - by_habit):
+            chosen = best
+        elif merits[usual] < merits.get((*usual[:2], 0.0), merits[usual]):
+            chosen = max((one for one in merits if one[:2] == usual[:2]), key=lambda one: merits[one])
+        else:
+            chosen = usual
+        k, temperature, weight = chosen
         return replace(self, k=k, temperature=temperature, weight=weight)
 
     def with_given_neighbours(self) -> Self:

@@ -238,7 +238,9 @@ def test_fit_chooses_what_a_plain_search_and_the_plain_rule_choose():
     error = math.sqrt(sum((gain - mean) ** 2 for gain in gains) / 39 / 40)
     alone = KnnFusion(k=2, temperature=0.01, weight=0.0)
     harmful = (right[usual].sum().item(), -losses[usual]) < (right[alone].sum().item(), -losses[alone])
-    wanted = best if mean > 2 * error or harmful else usual
+    by_weight = [tried for tried in losses if tried.temperature == 0.05]
+    at_usual = max(by_weight, key=lambda tried: (right[tried].sum().item(), -losses[tried]))
+    wanted = best if mean > 2 * error else at_usual if harmful else usual
     assert losses[fitted] == pytest.approx(losses[wanted], rel=1e-5)
     assert 0 < fitted.weight < 1
 
@@ -269,7 +271,7 @@ def test_fit_prefers_no_retrieval_where_neighbours_only_take_from_what_is_known(
     targets = torch.zeros(4, dtype=torch.long)
     sure = Outputs(torch.tensor([[0.0, -math.inf, -math.inf, -math.inf]] * 4), torch.eye(4))
     fitted = KnnFusion().fit(sure, Split(examples(4)), Memory(1 - targets, torch.eye(4)), SINGLE, targets)
-    assert (fitted.k, fitted.temperature, fitted.weight) == (1, 0.01, 0.0)
+    assert (fitted.k, fitted.temperature, fitted.weight) == (4, 0.05, 0.0)
 
 
 def test_fit_keeps_what_was_given_and_asks_no_more_neighbours_than_there_are_documents():
