@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING
 
 from peft_rag.config import WITHIN_DOCUMENT
 from peft_rag.errors import ConfigError, RetrievalError
+from peft_rag.parts import make_part
+from peft_rag.registry import OBJECTIVES, load
 from peft_rag.retrieval.stored import is_index
 
 if TYPE_CHECKING:
     from peft_rag.config import RunConfig
     from peft_rag.data import Splits
     from peft_rag.fusion.base import Fusion
+    from peft_rag.objectives.base import Objective
     from peft_rag.tasks.base import Task
 
 
@@ -34,9 +37,12 @@ def check_task(config: RunConfig, fusion: Fusion, task: Task) -> None:
 
     Raises:
         RetrievalError: documents cannot vote on this task.
-        ConfigError: the task judges parts of texts that were to be condensed, or writes texts beside which the fusion
-            cannot be read.
+        UnknownObjectiveError: no objective has the name asked for.
+        ConfigError: the objective cannot train the task, or the task judges parts of texts that were to be condensed,
+            or writes texts beside which the fusion cannot be read.
     """
+    objective: Objective = make_part(load(OBJECTIVES, config.objective), "objective", config.part_options("objective"))
+    objective.check(task, config.task)
     if task.generates and fusion.needs_vectors:
         raise ConfigError(
             f"fusion '{config.fusion}' reads neighbours as vectors, which is not possible yet while task "

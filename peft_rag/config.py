@@ -15,7 +15,7 @@ from peft_rag.registry import suggest
 
 CUT, WITHIN_DOCUMENT = LONG_INPUTS = ("cut", "within_document")
 DROPPED_FOR = ("none", "random")
-PARTS = ("task", "method", "fusion", "retriever")
+PARTS = ("task", "method", "fusion", "retriever", "objective")
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
 
@@ -42,6 +42,9 @@ class RunConfig:
     )
     validation_share: float = _option(0.1, "share of the training data held out without --validation", "data")
     shots: int = _option(0, "examples per class drawn from the training data; 0 takes all", "data")
+    label_documents: bool = _option(
+        False, "add the name of each label to the training data, as one more example and document of it", "data"
+    )
     task: str = _option("text-classification", "task by name (peft-rag tasks)", "model")
     backbone: str = _option(DEFAULT_MODEL, "frozen transformer: hub name or folder", "model")
     backbone_encoder_decoder: bool = _option(
@@ -76,6 +79,11 @@ class RunConfig:
     )
     head_init: str = _option("probe", "head before training: probe (fitted to frozen features) or random", "training")
     head_refit: bool = _option(True, "fit the head again to the tuned features where validation gains", "training")
+    objective: str = _option(
+        "task",
+        "what training minimises, by name (peft-rag objectives)",
+        "training",
+    )
     retrieval_dropout: float = _option(
         0.0,
         "share of the examples that a training step reads without their neighbours, drawn anew each time",
@@ -122,7 +130,7 @@ class RunConfig:
         return str(BackboneName.parse(self.backbone, warm=self.backbone_encoder_decoder, load_in=self.load_in))
 
     def part_options(self, part: str) -> dict[str, Any]:
-        """Return the options given for the method, fusion, task or retriever."""
+        """Return the options given for the method, fusion, task, retriever or objective."""
         return dict(self.options.get(part, {}))
 
     def to_dict(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from peft_rag.corpus import Corpus, Document
-from peft_rag.errors import CorpusError, DataError
+from peft_rag.errors import ConfigError, CorpusError, DataError
 from peft_rag.records import read_records
 from peft_rag.tasks.base import Example, Task
 
@@ -28,6 +29,7 @@ class CorpusFields:
         text_field, label_field, id_field, group_field: names of the fields; the task knows them for training data.
         shots: examples per class that were drawn; 0 for all.
         seed: of that draw.
+        label_documents: whether the name of each label is a document of that label besides.
     """
 
     source: str
@@ -38,6 +40,7 @@ class CorpusFields:
     group_field: str = ""
     shots: int = 0
     seed: int = 0
+    label_documents: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,13 +75,16 @@ def read_splits(
     validation_share: float = 0.1,
     shots: int = 0,
     seed: int = 0,
+    label_documents: bool = False,
 ) -> Splits:
     """Read every split of a run.
 
     Without ``validation``, a share of the training examples is held out, stratified by label. Without ``corpus``, the
-    training data is the corpus, the held-out examples among it: each of them never retrieves itself.
+    training data is the corpus, the held-out examples among it: each of them never retrieves itself. With
+    ``label_documents`` the name of each label is one more training example of it, and a document.
 
     Raises:
+        ConfigError: label names are asked for as documents of another corpus, or of a task whose texts bear no label.
         DataError: a record cannot be used, a split is empty, or a label is unseen in training.
         CorpusError: a document cannot be used.
     """
@@ -87,6 +93,10 @@ def read_splits(
         given = sample_shots(given, shots, seed, task.stratum)
     kept, held = (given, []) if validation else hold_out(given, validation_share, seed, task.stratum)
     learned = task.with_labels_of(given)
+    if label_documents:
+        _check_named(task, corpus)
+        named = label_examples(given)
+        kept, given = [*kept, *named], [*given, *named]
     checked = task.read(read_records(validation)) if validation else held
     tested = task.read(read_records(test)) if test else []
     for split in (checked, tested):
@@ -95,7 +105,9 @@ def read_splits(
         fields = replace(corpus_fields or CorpusFields(corpus), source=corpus)
     else:
         names = {name: getattr(task, name) for name in ("text_field", "label_field", "id_field") if hasattr(task, name)}
-        fields = CorpusFields(train, is_training_data=True, shots=shots, seed=seed, **names)
+        fields = CorpusFields(
+            train, is_training_data=True, shots=shots, seed=seed, label_documents=label_documents, **names
+        )
     documents = read_corpus(fields, task) if corpus else _documents(given, Path(train).name)
     return Splits(kept, checked, tested, learned, documents, fields, not corpus and not validation)
 
@@ -105,7 +117,8 @@ def read_corpus(fields: CorpusFields, task: Task) -> Corpus:
     if fields.is_training_data:
         examples = task.read(read_records(fields.source))
         drawn = sample_shots(examples, fields.shots, fields.seed, task.stratum) if fields.shots else examples
-        return _documents(drawn, Path(fields.source).name)
+        named = label_examples(drawn) if fields.label_documents else []
+        return _documents([*drawn, *named], Path(fields.source).name)
     return Corpus.read(
         fields.source,
         text_field=fields.text_field,
@@ -156,6 +169,26 @@ def hold_out(
         )
     kept = [example for place, example in enumerate(examples) if place not in held]
     return kept, [examples[place] for place in sorted(held)]
+
+
+def label_examples(examples: Sequence[Example]) -> list[Example]:
+    """Return the name of each label as an example of it: ``card_arrival`` is the text "card arrival"."""
+    labels = sorted({label for example in examples for label in example.labels or ()})
+    texts = {label: " ".join(re.split(r"[\s_-]+", label)).strip() or label for label in labels}
+    return [Example(f"label:{label}", texts[label], (label,), f"name of label '{label}'") for label in labels]
+
+
+def _check_named(task: Task, corpus: str) -> None:
+    if not (task.one_decision and task.votes) or task.pools_spans:
+        raise ConfigError(
+            "label_documents makes a text of each label's name, but this task does not give labels to whole texts. "
+            "Leave it out."
+        )
+    if corpus:
+        raise ConfigError(
+            f"label_documents adds the names of labels to the training data, but the corpus is '{corpus}'. Leave "
+            "--corpus out, or write them into it."
+        )
 
 
 def _places(examples: Sequence[Example], stratum: Stratum) -> dict[tuple[str, ...], list[int]]:

@@ -35,6 +35,10 @@ class UnknownRetrieverError(UnknownPluginError):
     """No retriever of that name is installed."""
 
 
+class UnknownObjectiveError(UnknownPluginError):
+    """No objective of that name is installed."""
+
+
 class DuplicatePluginError(PluginError):
     """Two distributions claim one name."""
 

@@ -22,7 +22,7 @@ from peft_rag.measuring import (
     write_before,
 )
 from peft_rag.parts import make_part
-from peft_rag.registry import FUSIONS, TASKS, load
+from peft_rag.registry import FUSIONS, OBJECTIVES, TASKS, load
 from peft_rag.results import metrics, table
 from peft_rag.workspace import working_folder
 
@@ -242,6 +242,7 @@ def tune(prepared: Prepared, config: RunConfig, say: Say) -> TrainingReport:
         prepared.validation,
         prepared.arguments,
         dropout=RetrievalDropout(config.retrieval_dropout, config.retrieval_dropout_by, config.seed),
+        objective=make_part(load(OBJECTIVES, config.objective), "objective", config.part_options("objective")),
         early_stopping_patience=config.early_stopping_patience,
         resume=config.resume,
         say=say,
@@ -324,6 +325,7 @@ def read_data(config: RunConfig) -> Splits:
         validation_share=config.validation_share,
         shots=config.shots,
         seed=config.seed,
+        label_documents=config.label_documents,
     )
 
 

@@ -1,4 +1,4 @@
-"""Names to plugins over four entry-point groups: methods, fusions, tasks and retrievers.
+"""Names to plugins over five entry-point groups: methods, fusions, tasks, retrievers and objectives.
 
 Listing reads installed metadata and the docstrings of the plugins' source files, and imports nothing. A plugin is
 imported when it is asked for by name; one that fails to import is reported and does no harm to the others.
@@ -19,6 +19,7 @@ from peft_rag.errors import (
     DuplicatePluginError,
     UnknownFusionError,
     UnknownMethodError,
+    UnknownObjectiveError,
     UnknownPluginError,
     UnknownRetrieverError,
     UnknownTaskError,
@@ -46,7 +47,8 @@ METHODS = Group("peft_rag.methods", "PEFT method", "methods", UnknownMethodError
 FUSIONS = Group("peft_rag.fusions", "fusion", "fusions", UnknownFusionError)
 TASKS = Group("peft_rag.tasks", "task", "tasks", UnknownTaskError)
 RETRIEVERS = Group("peft_rag.retrievers", "retriever", "retrievers", UnknownRetrieverError)
-GROUPS = {group.command: group for group in (METHODS, FUSIONS, TASKS, RETRIEVERS)}
+OBJECTIVES = Group("peft_rag.objectives", "objective", "objectives", UnknownObjectiveError)
+GROUPS = {group.command: group for group in (METHODS, FUSIONS, TASKS, RETRIEVERS, OBJECTIVES)}
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from peft_rag.decisions import Decisions
 from peft_rag.errors import ConfigError, DivergedError, TrainingError
 from peft_rag.fusion.base import Split
 from peft_rag.fusion.batching import tokens_in
+from peft_rag.objectives.base import Objective
 from peft_rag.reading import read_rows
 from peft_rag.registry import suggest
 from peft_rag.rows import RetrievalDropout, Rows
@@ -114,6 +115,7 @@ def train(
     arguments: TrainingArguments,
     *,
     dropout: RetrievalDropout | None = None,
+    objective: Objective | None = None,
     early_stopping_patience: int = 0,
     resume: bool = False,
     say: Callable[[str], None] = print,
@@ -126,6 +128,7 @@ def train(
         validation_split: what the best weights are chosen on.
         arguments: from `training_arguments`.
         dropout: which examples are read without their neighbours; none by default.
+        objective: what is minimised; the task's own loss by default.
         early_stopping_patience: evaluations without improvement after which training stops; 0 never stops early.
         resume: go on from the last checkpoint in the arguments' output folder, if there is one.
         say: takes a line for each evaluation.
@@ -148,6 +151,7 @@ def train(
         data_collator=model.collate,
         callbacks=[EarlyStoppingCallback(early_stopping_patience)] if early_stopping_patience else [],
     )
+    trainer.objective = objective or Objective()
     for shipped in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(shipped)
     trainer.add_callback(Progress(say, model.task.main_metric, bar=not arguments.disable_tqdm))
@@ -197,10 +201,14 @@ class Progress(ProgressCallback):
 class ExamplesTrainer(Trainer):
     """A Trainer whose checkpoints hold trained tensors only, and that stops where the loss is not a number."""
 
+    objective = Objective()
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         rows = self.train_dataset if train_dataset is None else train_dataset
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return self._by_length(rows, batch) or super()._get_train_sampler(train_dataset)
+        return (
+            self.objective.order(rows.rows) or self._by_length(rows, batch) or super()._get_train_sampler(train_dataset)
+        )
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         """Take the examples as they come: `evaluation_loop` reads the longest first by itself."""
@@ -226,6 +234,13 @@ class ExamplesTrainer(Trainer):
                 f"the checkpoint holds tensors this run does not train ({load_result.unexpected_keys[0]}, …). "
                 "It belongs to another configuration; start again without --resume."
             )
+
+    def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **options: Any) -> Any:
+        """Return the task's loss, with what the objective puts beside it."""
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **options)
+        beside = self.objective.beside(outputs["features"], inputs["labels"])
+        loss = loss if beside is None else loss + beside
+        return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Any = None) -> Tensor:
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)

@@ -34,7 +34,7 @@ LAYERS = [
     {"corpus", "decisions", "preparation"},
     {"demo", "evaluation", "retrieval"},
     {"tasks"},
-    {"data", "fusion", "long_inputs"},
+    {"data", "fusion", "long_inputs", "objectives"},
     {"prediction", "rows"},
     {"attribution", "encoding", "reading", "explanation"},
     {"backbone", "methods"},

@@ -59,7 +59,7 @@ def changed_sources(sources: Mapping[str, str]) -> list[str]:
 
 def plugin_packages(settings: Mapping[str, Any]) -> list[str]:
     """Return the top packages of the plugins that a run uses."""
-    used = {"tasks": "task", "methods": "method", "fusions": "fusion", "retrievers": "retriever"}
+    used = {command: command.removesuffix("s") for command in GROUPS}
     chosen = [(command, settings[part]) for command, part in used.items() if part in settings]
     targets = [describe(GROUPS[command], str(name)).target for command, name in chosen]
     return sorted({target.partition(":")[0].partition(".")[0] for target in targets})

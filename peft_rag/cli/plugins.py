@@ -1,4 +1,4 @@
-"""``peft-rag methods | fusions | tasks | retrievers``: what can be picked by name."""
+"""``peft-rag methods | fusions | tasks | retrievers | objectives``: what can be picked by name."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 Key = TypeVar("Key")
@@ -22,11 +23,25 @@ def ranks(values: Mapping[Key, float | None]) -> dict[Key, float]:
     return {key: float(rank) for key, rank in zip(values, placed, strict=True)}
 
 
-def average_ranks(tables: Sequence[Mapping[Key, float | None]]) -> dict[Key, float]:
-    """Return each row's mean rank over data sets, among the rows that all of them have, best first."""
+@dataclass(frozen=True)
+class Placing:
+    """How a row does over several data sets.
+
+    Attributes:
+        ranks: its rank in each, among the rows that all of them have.
+    """
+
+    ranks: tuple[float, ...]
+
+    @property
+    def average(self) -> float:
+        """The mean rank."""
+        return sum(self.ranks) / len(self.ranks)
+
+
+def placings(tables: Sequence[Mapping[Key, float | None]]) -> dict[Key, Placing]:
+    """Return how each row that all data sets have does in them, the best average rank first."""
     shared = [key for key in tables[0] if all(key in table for table in tables)] if tables else []
-    if not shared:
-        return {}
-    ranked = [ranks({key: table[key] for key in shared}) for table in tables]
-    means = {key: sum(table[key] for table in ranked) / len(ranked) for key in shared}
-    return dict(sorted(means.items(), key=lambda pair: pair[1]))
+    ranked = [ranks({key: table[key] for key in shared}) for table in tables] if shared else []
+    placed = {key: Placing(tuple(table[key] for table in ranked)) for key in shared}
+    return dict(sorted(placed.items(), key=lambda pair: pair[1].average))

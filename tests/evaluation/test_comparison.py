@@ -8,7 +8,7 @@ from peft_rag.evaluation.bootstrap import Score
 from peft_rag.evaluation.comparison import Comparison, as_family, compare
 from peft_rag.evaluation.holm import holm
 from peft_rag.evaluation.mcnemar import mcnemar
-from peft_rag.evaluation.ranks import average_ranks, ranks
+from peft_rag.evaluation.ranks import placings, ranks
 from peft_rag.evaluation.spread import Spread, spread
 from peft_rag.evaluation.statistics import MEAN
 from peft_rag.evaluation.tallies import Tallies, difference
@@ -74,12 +74,14 @@ def test_ranks_put_failures_last_and_share_between_equals():
     assert ranks({"x": None, "y": 0.4, "z": None, "w": 0.4}) == {"x": 3.5, "y": 1.5, "z": 3.5, "w": 1.5}
 
 
-def test_average_ranks_are_among_rows_that_every_data_set_has():
+def test_placings_are_among_rows_that_every_data_set_has():
     first = {"a": 0.9, "b": 0.8, "only here": 0.99, "c": 0.1}
     second = {"c": 0.9, "b": 0.8, "a": 0.85}
-    assert average_ranks([first, second]) == {"a": 1.5, "c": 2.0, "b": 2.5}
-    assert list(average_ranks([first, second])) == ["a", "c", "b"]
-    assert average_ranks([]) == {}
+    placed = placings([first, second])
+    assert {key: one.average for key, one in placed.items()} == {"a": 1.5, "c": 2.0, "b": 2.5}
+    assert list(placed) == ["a", "c", "b"]
+    assert placed["a"].ranks == (1, 2)
+    assert placings([]) == {}
 
 
 def test_a_clear_difference_is_named_with_its_numbers():

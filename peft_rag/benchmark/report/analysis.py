@@ -13,7 +13,7 @@ from peft_rag.benchmark.report.results import MISSING, NONE, Results, Row, RowKe
 from peft_rag.evaluation.bootstrap import Score
 from peft_rag.evaluation.comparison import SAME, Comparison
 from peft_rag.evaluation.mcnemar import McNemar
-from peft_rag.evaluation.ranks import average_ranks, ranks
+from peft_rag.evaluation.ranks import Placing, placings, ranks
 from peft_rag.evaluation.spread import Spread, spread
 
 _EQUAL = 1e-6
@@ -114,9 +114,9 @@ def analyse(results: Results, reference: Mapping[str, str]) -> list[Table]:
     return [_table(results, setting, wanted) for setting in results.settings]
 
 
-def overall_ranks(tables: Sequence[Table]) -> dict[RowKey, float]:
-    """Return the mean rank over data sets of each row that all of them have without a missing seed, best first."""
-    return average_ranks([_rankable(table.metric, [one.row for one in table.results]) for table in tables])
+def overall_ranks(tables: Sequence[Table]) -> dict[RowKey, Placing]:
+    """Return the ranks in each data set of the rows that all of them have without a missing seed, best first."""
+    return placings([_rankable(table.metric, [one.row for one in table.results]) for table in tables])
 
 
 def _table(results: Results, setting: Setting, wanted: RowKey) -> Table:

@@ -35,8 +35,12 @@ def _lines(results: Results, tables: Sequence[Table]) -> Iterator[str]:
         yield from _section(table)
     placed = overall_ranks(tables) if len(tables) > 1 else {}
     if placed:
-        yield f"## Average ranks over {len(tables)} data sets\n"
-        yield from _table(["row", "average rank"], [[key.label, f"{rank:.1f}"] for key, rank in placed.items()])
+        yield f"## Ranks over {len(tables)} data sets\n"
+        titles = ["row", "average rank", *(table.label for table in tables)]
+        yield from _table(
+            titles,
+            [[key.label, f"{one.average:.1f}", *(f"{rank:g}" for rank in one.ranks)] for key, one in placed.items()],
+        )
     lacking = [cell for cell in results.cells if not cell.done]
     if lacking:
         yield "## Runs that did not end well\n"

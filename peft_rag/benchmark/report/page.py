@@ -129,7 +129,7 @@ def _ranks(tables: Sequence[Table]) -> Markup | None:
         return None
     return element(
         "section",
-        element("h2", "Average ranks"),
+        element("h2", "Ranks"),
         element("p", f"Over {len(tables)} data sets, among the {len(placed)} rows that all of them have; 1 is best."),
         ranks_table(placed, tables),
         id="ranks",

@@ -10,6 +10,7 @@ from peft_rag.benchmark.report.grids import Column, Grid
 from peft_rag.benchmark.report.results import Results, RowKey
 from peft_rag.benchmark.report.words import NOTHING, amount, percent, setting_name
 from peft_rag.evaluation.comparison import BETTER, SAME, WORSE
+from peft_rag.evaluation.ranks import Placing
 from peft_rag.pages.markup import Markup, element, fragment
 
 _VERDICTS = {BETTER: "better", WORSE: "worse", SAME: "same"}
@@ -30,21 +31,24 @@ def grid_table(grid: Grid, table: Table, caption: str) -> Markup:
     return _framed(caption, heads, rows)
 
 
-def ranks_table(placed: Mapping[RowKey, float], tables: Sequence[Table]) -> Markup:
-    """Return average ranks beside each data set's own value."""
+def ranks_table(placed: Mapping[RowKey, Placing], tables: Sequence[Table]) -> Markup:
+    """Return average ranks, and each data set's own value and rank."""
     values = [{one.row.key: one for one in table.results} for table in tables]
     heads = [_sortable("row"), _sortable("average rank"), *(_sortable(table.label) for table in tables)]
     rows = (
         element(
             "tr",
             element("th", key.label, scope="row"),
-            element("td", f"{rank:.1f}", data_order=rank),
-            *(_value(own[key], table.metric) for own, table in zip(values, tables, strict=True)),
+            element("td", f"{one.average:.1f}", data_order=one.average),
+            *(
+                _placed(own[key], table.metric, rank)
+                for own, table, rank in zip(values, tables, one.ranks, strict=True)
+            ),
             **_filtered(None, key),
         )
-        for key, rank in placed.items()
+        for key, one in placed.items()
     )
-    return _framed("Average ranks, and each data set’s mean in percent", heads, rows)
+    return _framed("Average ranks, and each data set’s mean in percent with its rank there", heads, rows)
 
 
 def cells_table(results: Results) -> Markup:
@@ -110,11 +114,11 @@ def _row_class(result: Result, table: Table) -> str | None:
     return "best" if table.best is not None and result.row.key in {one.row.key for one in table.alike} else None
 
 
-def _value(result: Result, metric: str) -> Markup:
+def _placed(result: Result, metric: str, rank: float) -> Markup:
     if metric not in result.metrics or not result.row.complete:
-        return element("td", result.row.shortfall or NOTHING)
+        return element("td", f"{result.row.shortfall or NOTHING} ({rank:g})")
     mean = result.metrics[metric].mean
-    return element("td", percent(mean), data_order=mean)
+    return element("td", f"{percent(mean)} ({rank:g})", data_order=mean)
 
 
 def _status(cell: Cell) -> Markup:

@@ -1,0 +1,1 @@
+"""Objectives: what training minimises, one a file."""
