@@ -61,14 +61,20 @@ def check_task(config: RunConfig, fusion: Fusion, task: Task) -> None:
 
 
 def check_corpus(fusion: Fusion, splits: Splits) -> None:
-    """Raise where the corpus is too small for a fusion, or lacks the labels that it needs."""
+    """Raise where the corpus is too small for a fusion or lacks the labels that it needs, or nothing asks for it."""
+    silent = next((one for one in (*splits.train, *splits.validation, *splits.test) if not one.text), None)
+    if fusion.neighbours_wanted and silent is not None:
+        raise RetrievalError(
+            f"{silent.where}: is a text to be written from its first word on, so that there is no prompt to find "
+            "neighbours by. Use --fusion knn, which finds them token by token, or none."
+        )
     if len(splits.corpus) < fusion.documents_needed:
         raise RetrievalError(
             f"the corpus '{splits.corpus.name}' has {len(splits.corpus):,} documents, fewer than the "
             f"{fusion.documents_needed} neighbours asked for. Lower --fusion.k or name a larger corpus."
         )
     if fusion.needs_labels:
-        unlabelled = next((d.id for d in splits.corpus if not d.labels), None)
+        unlabelled = next((d.id for d in splits.corpus if not d.labels and not splits.task.goes_on), None)
         if unlabelled is not None and not getattr(splits.task, "multi_label", False):
             mend = "Label every document (--label_field)"
             if is_index(splits.fields.source):

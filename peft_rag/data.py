@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from peft_rag.corpus import Corpus, Document
+from peft_rag.corpus import Corpus
 from peft_rag.errors import ConfigError, CorpusError, DataError
 from peft_rag.records import read_records
 from peft_rag.tasks.base import Example, Task
@@ -108,7 +108,7 @@ def read_splits(
         fields = CorpusFields(
             train, is_training_data=True, shots=shots, seed=seed, label_documents=label_documents, **names
         )
-    documents = read_corpus(fields, task) if corpus else _documents(given, Path(train).name)
+    documents = read_corpus(fields, task) if corpus else _documents(given, task, Path(train).name)
     return Splits(kept, checked, tested, learned, documents, fields, not corpus and not validation)
 
 
@@ -118,7 +118,7 @@ def read_corpus(fields: CorpusFields, task: Task) -> Corpus:
         examples = task.read(read_records(fields.source))
         drawn = sample_shots(examples, fields.shots, fields.seed, task.stratum) if fields.shots else examples
         named = label_examples(drawn) if fields.label_documents else []
-        return _documents([*drawn, *named], Path(fields.source).name)
+        return _documents([*drawn, *named], task, Path(fields.source).name)
     return Corpus.read(
         fields.source,
         text_field=fields.text_field,
@@ -198,7 +198,7 @@ def _places(examples: Sequence[Example], stratum: Stratum) -> dict[tuple[str, ..
     return places
 
 
-def _documents(examples: Sequence[Example], name: str) -> Corpus:
+def _documents(examples: Sequence[Example], task: Task, name: str) -> Corpus:
     """Make the training examples a corpus."""
     lines: dict[str, str] = {}
     for example in examples:
@@ -208,10 +208,7 @@ def _documents(examples: Sequence[Example], name: str) -> Corpus:
                 "of its own, or name another field with --id_field."
             )
         lines[example.id] = example.where
-    return Corpus.from_documents(
-        [Document(one.id, one.text, one.labels or (), one.group, spans=one.spans) for one in examples],
-        name,
-    )
+    return Corpus.from_documents(list(map(task.document_of, examples)), name)
 
 
 def as_fields(stored: dict[str, Any]) -> CorpusFields:

@@ -172,7 +172,7 @@ class Knowledge:
 
 
 def _queries(examples: Sequence[Example]) -> list[Query]:
-    return [Query(example.id, example.text, example.group) for example in examples]
+    return [Query(example.id, example.asked, example.group) for example in examples]
 
 
 def labelled_examples(knowledge: Knowledge, task: Task) -> list[Example]:

@@ -122,6 +122,8 @@ def train(
 ) -> TrainingReport:
     """Train what is trainable and leave the best weights in the model.
 
+    Where a task writes by the backbone's own head and the method trains none of it, there is nothing to do.
+
     Args:
         model: with a method attached.
         train_split: what it learns from.
@@ -138,6 +140,9 @@ def train(
         TrainingError: nothing is trainable, or no checkpoint can be resumed.
     """
     if not model.trained_state():
+        if _untrained_by_choice(model):
+            say(f"method '{model.reports[model.adapter].method}' leaves nothing to train: the backbone writes as it is")
+            return TrainingReport(0.0, 0.0, 0, 0)
         raise TrainingError("nothing is trainable: attach a method first (model.attach('lora')).")
     model.gates.pop(model.adapter, None)  # chosen for the weights as they were
     learned, checked = (dropout or RetrievalDropout()).rows(model, train_split), None
@@ -277,6 +282,17 @@ class ExamplesTrainer(Trainer):
 def accelerator_available() -> bool:
     """Return whether this machine has a device that torch trains on faster than on the processor."""
     return bool(torch.cuda.is_available() or torch.backends.mps.is_available())
+
+
+def _untrained_by_choice(model: RetrievalAugmentedModel) -> bool:
+    """Say whether method, head and fusion have no parameters at all, frozen ones included."""
+    report = model.reports.get(model.adapter)
+    parts = (model.head, model.fusion_module)
+    return (
+        report is not None
+        and not report.trainable_parameters
+        and not any(next(part.parameters(), None) is not None for part in parts if part is not None)
+    )
 
 
 def _last_checkpoint(folder: Path) -> str | None:

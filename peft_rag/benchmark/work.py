@@ -102,7 +102,7 @@ def measure_cell(spec: Mapping[str, Any]) -> Facts:
         outputs, costs["tokens_per_second"] = batched(model, prepared.test, whole=model.fusion.needs_labels)
         controls = control_arms(model, prepared.test, outputs, spec["controls"], spec["seed"])
         costs["latency_ms"] = latency(model, examples)
-        costs["off_difference"] = off_difference(model, [_asked(example) for example in examples])
+        costs["off_difference"] = off_difference(model, [example.asked for example in examples])
         costs.update(_index_costs(prepared, spec["index"]))
         seen["facts"] = described(prepared, answers, controls)
         seen["fusion"], seen["gate"] = model.fusion.to_dict(), model.gates.get(model.adapter)
@@ -211,11 +211,6 @@ def _config(settings: Mapping[str, Any], output: Path) -> RunConfig:
     return from_mapping({"disable_tqdm": True, **expanded, "output": str(output)}, where="the suite")
 
 
-def _asked(example: Example) -> str:
-    """Return what an example asks: its text, or where it has none, as in language modelling, what is to be written."""
-    return example.text or " ".join(example.labels or ())
-
-
 def _audit(config: RunConfig, splits: Splits) -> Facts:
     from peft_rag.corpus import Corpus, Document
     from peft_rag.knowledge import make_encoder
@@ -224,10 +219,10 @@ def _audit(config: RunConfig, splits: Splits) -> Facts:
     from peft_rag.retrieval.overlap import EXACT, find_overlap
 
     retriever = ExactRetriever(make_encoder(config.encoder))
-    queries = [Query(example.id, _asked(example)) for example in splits.test]
+    queries = [Query(example.id, example.asked) for example in splits.test]
     known = [splits.corpus]
     if not splits.fields.is_training_data:
-        known.append(Corpus.from_documents([Document(one.id, _asked(one)) for one in splits.train], "training data"))
+        known.append(Corpus.from_documents([Document(one.id, one.asked) for one in splits.train], "training data"))
     masks: dict[str, set[int]] = {EXACT: set(), "any": set()}
     for corpus in known:
         report = find_overlap(queries, corpus, retriever, threshold=NEAR)

@@ -60,6 +60,11 @@ class Example:
     group: str = ""
     spans: tuple[Span, ...] = ()
 
+    @property
+    def asked(self) -> str:
+        """What is compared with documents: its text, or what is to be written where that begins with nothing."""
+        return self.text or " ".join(self.labels or ())
+
 
 @dataclass(frozen=True)
 class Task(ABC):
@@ -180,6 +185,12 @@ class Task(ABC):
             RetrievalError: its labels are none of this task.
         """
         return Example(document.id, document.text, document.labels, where, document.group, document.spans)
+
+    def document_of(self, example: Example) -> Document:
+        """Return a training example as a document of the corpus, out of which `example_of` makes it again."""
+        from peft_rag.corpus import Document
+
+        return Document(example.id, example.text, example.labels or (), example.group, spans=example.spans)
 
     @property
     def passage_template(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from typing_extensions import Self
 
@@ -13,6 +13,9 @@ from peft_rag.records import Record, name_field, text_field
 from peft_rag.tasks.base import Example
 from peft_rag.tasks.generation import Generation, answers_field
 from peft_rag.tasks.text2text import check_prompt
+
+if TYPE_CHECKING:
+    from peft_rag.corpus import Document
 
 _ROLES = ("system", "user", "assistant")
 
@@ -122,6 +125,18 @@ class TextGeneration(Generation):
 
     def with_labels_of(self, examples: Sequence[Example]) -> Self:
         return replace(self, form="text" if all(not example.text for example in examples) else self.form or "prompt")
+
+    def document_of(self, example: Example) -> Document:
+        """Return a training example as a document; a text that is learned as a whole is one without an answer."""
+        if example.text or not example.labels:
+            return super().document_of(example)
+        return super().document_of(replace(example, text=example.labels[0], labels=None))
+
+    def example_of(self, document: Document, where: str) -> Example:
+        """Return a document as an example; one without an answer is a text to be written from its first token on."""
+        if document.labels:
+            return super().example_of(document, where)
+        return Example(document.id, "", (document.text,), where, document.group)
 
     def as_example(self, text: str, identity: str) -> Example:
         if self.form == "messages":
