@@ -27,7 +27,11 @@ def _option(default: Any, help: str, group: str) -> Any:
 class RunConfig:
     """One run of the main job. `training` takes any name of `transformers.TrainingArguments`."""
 
-    train: str = _option("", "training data: .jsonl, .csv, .tsv, .parquet, demo:NAME/SPLIT or a hub id", "data")
+    train: str = _option(
+        "",
+        "training data: .jsonl, .csv, .tsv, .parquet, demo:NAME/SPLIT or a hub id; [:500] behind any takes so many",
+        "data",
+    )
     validation: str = _option("", "validation data; a share of the training data if left out", "data")
     test: str = _option("", "held-out test data, read once at the end; validation if left out", "data")
     corpus: str = _option("", "documents to retrieve; the training data if left out", "data")

@@ -12,12 +12,14 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_rag.errors import DataError
 from peft_rag.hub import hub_forbidden, hub_reachable
 from peft_rag.registry import suggest
+from peft_rag.slices import split_slice
 from peft_rag.text_files import kind_of, read_rows
 
 if TYPE_CHECKING:
@@ -96,8 +98,8 @@ def read_records(source: Source) -> list[Record]:
     Args:
         source: a ``.jsonl``, ``.json``, ``.csv``, ``.tsv`` or ``.parquet`` file; a folder of
             ``datasets.save_to_disk`` (``folder:split`` if it holds splits); ``demo:NAME/SPLIT``; a hub data
-            set ``owner/name[:split]`` (split ``train`` if none is named); a ``datasets.Dataset``; or a
-            sequence of mappings.
+            set ``owner/name[:split]`` (split ``train`` if none is named), each with ``[first:last]`` behind it for
+            some of its records; a ``datasets.Dataset``; or a sequence of mappings.
 
     Raises:
         DataError: the source cannot be found or read, or holds no record.
@@ -115,7 +117,8 @@ def iter_records(source: Source) -> Iterator[Record]:
     """
     name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
     try:
-        records = _in_memory(source) if name is None else _read_named(name)
+        named, wanted = split_slice(name or "")
+        records = islice(_in_memory(source) if name is None else _read_named(named), wanted.start, wanted.stop)
     except OSError as error:
         raise DataError(f"{name}: cannot be read ({error.strerror or error}). Check the path.") from None
     first = next(records, None)

@@ -26,6 +26,7 @@ LAYERS = [
         "pooling",
         "quantised",
         "quiet",
+        "slices",
         "stacks",
         "text_files",
         "tuner",

@@ -54,6 +54,23 @@ def test_json_lines_keep_a_unicode_line_separator_inside_a_text(here):
     assert fields("a.jsonl") == [{"text": "one\u2028two\x85three"}]
 
 
+@pytest.mark.parametrize(
+    ("wanted", "kept"),
+    [("[:2]", [0, 1]), ("[1:3]", [1, 2]), ("[3:]", [3, 4]), ("[:]", [0, 1, 2, 3, 4]), ("[4:9]", [4])],
+)
+def test_slice_behind_a_source_takes_some_of_its_records_with_their_own_lines(here, wanted, kept):
+    (here / "five.jsonl").write_text("".join(f'{{"text": "{number}"}}\n' for number in range(5)))
+    records = read_records(f"five.jsonl{wanted}")
+    assert [int(record.fields["text"]) for record in records] == kept
+    assert [record.line for record in records] == [number + 1 for number in kept]
+
+
+def test_slice_of_nothing_is_refused(here):
+    (here / "one.jsonl").write_text('{"text": "a"}\n')
+    with pytest.raises(DataError, match=r"one\.jsonl\[1:\]: holds no records"):
+        read_records("one.jsonl[1:]")
+
+
 def test_json_file_may_hold_one_array_or_an_object_a_line(here):
     write(here / "array.json", json.dumps(ROWS, indent=2))
     write(here / "lines.json", "\n".join(map(json.dumps, ROWS)))

@@ -11,6 +11,7 @@ from peft_rag.benchmark.suite import DataSet
 from peft_rag.errors import DataError
 from peft_rag.files import sha256_of_file
 from peft_rag.records import SUFFIXES
+from peft_rag.slices import split_slice
 
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 
@@ -44,7 +45,7 @@ def why_absent(data: DataSet) -> str:
     """Say in one line why a data set cannot be used; an empty string where all of its files are there."""
     for source in data.sources.values():
         try:
-            path = Path(expand(source))
+            path = Path(split_slice(expand(source))[0])
         except DataError as error:
             return str(error)
         if path.suffix.lower() in SUFFIXES and not path.is_file():
@@ -58,7 +59,7 @@ def content_hashes(data: DataSet) -> dict[str, str]:
 
 
 def _content_hash(source: str) -> str:
-    path = Path(source)
+    path = Path(split_slice(source)[0])
     if not path.is_file():
         return source
     about = path.stat()

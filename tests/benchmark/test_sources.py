@@ -1,0 +1,18 @@
+"""Where a suite's data lies."""
+
+from pathlib import Path
+
+from peft_rag.benchmark.sources import content_hashes, why_absent
+from peft_rag.benchmark.suite import DataSet
+
+
+def test_some_records_of_a_file_are_there_as_its_file_is_and_change_as_it_does(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("HERE", str(tmp_path))
+    sliced = DataSet("mine", train="${HERE}/a.jsonl[:2]", test="${HERE}/a.jsonl")
+    assert why_absent(sliced) == "there is no file ${HERE}/a.jsonl[:2]"
+    (tmp_path / "a.jsonl").write_text("{}")
+    assert why_absent(sliced) == ""
+    first = content_hashes(sliced)
+    assert first["train"] == first["test"]
+    (tmp_path / "a.jsonl").write_text("{} {}")
+    assert content_hashes(sliced)["train"] != first["train"]
