@@ -13,6 +13,7 @@ from peft_rag.data import Splits, read_splits
 from peft_rag.decisions import Decisions
 from peft_rag.evaluation.overlap import overlap_lines
 from peft_rag.measuring import (
+    found_lines,
     kept_lines,
     measure_after,
     measure_before,
@@ -114,7 +115,7 @@ def run(config: RunConfig, say: Say = print, *, observe: Observe | None = None) 
         prepared = prepare(config, working, tell)
         prepared.model.progress_bars = state.is_main_process
         prepared = with_voters(prepared)
-        for line in kept_lines(prepared):
+        for line in (*kept_lines(prepared), *found_lines(prepared)):
             tell(line)
         before = measure_before(prepared, tell)
         texts = write_before(prepared)

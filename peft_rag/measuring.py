@@ -16,6 +16,23 @@ if TYPE_CHECKING:
     from peft_rag.job import Answers, Prepared, Say
 
 
+def found_lines(prepared: Prepared) -> list[str]:
+    """Say how often a document that is known to answer is among those found; no line where none is known."""
+    test, knowledge = prepared.test, prepared.model.knowledge
+    wanted = [number for number, example in enumerate(test.examples) if example.documents]
+    if not wanted or test.neighbours is None or knowledge is None:
+        return []
+    places = {document.id: place for place, document in enumerate(knowledge.corpus)}
+    right = [{places[name] for name in test.examples[row].documents if name in places} for row in wanted]
+    hits = sum(
+        bool(known & {place for place, _ in test.neighbours.row(row)}) for row, known in zip(wanted, right, strict=True)
+    )
+    return [
+        f"retrieval: {hits:,} of {len(wanted):,} test examples ({hits / len(wanted):.1%}) find a document that their "
+        f"record names among {test.neighbours.k} neighbours"
+    ]
+
+
 def kept_lines(prepared: Prepared) -> list[str]:
     """Say how many neighbours a minimum score leaves; no line where there is none.
 
@@ -97,7 +114,7 @@ def write_before(prepared: Prepared) -> dict[str, list[str]]:
     """Let the untrained model write to the first test examples, where the task writes text: texts by arm."""
     from peft_rag.fusion.none import NoFusion
 
-    if not _scored(prepared):
+    if not scored_texts(prepared):
         return {}
     with prepared.model.disable_adapter():
         return {"untrained": _write(prepared, NoFusion(), "untrained model writes")}
@@ -107,7 +124,7 @@ def write_after(prepared: Prepared) -> dict[str, list[str]]:
     """Let the trained model write to the first test examples, without and with retrieval: texts by arm."""
     from peft_rag.fusion.none import NoFusion
 
-    if not _scored(prepared):
+    if not scored_texts(prepared):
         return {}
     texts = {"without_retrieval": _write(prepared, NoFusion(), "test is written")}
     if not isinstance(prepared.model.fusion, NoFusion):
@@ -128,7 +145,8 @@ def scores_of(prepared: Prepared, answers: Answers, *, resamples: int = 1000) ->
     return arms
 
 
-def _scored(prepared: Prepared) -> int:
+def scored_texts(prepared: Prepared) -> int:
+    """Return how many of the first test examples are written to and scored."""
     task = prepared.splits.task
     return min(task.scored, len(prepared.test)) if isinstance(task, Generation) else 0
 
@@ -136,7 +154,7 @@ def _scored(prepared: Prepared) -> int:
 def _write(prepared: Prepared, fusion: Fusion | None, progress: str) -> list[str]:
     from peft_rag.generation import write
 
-    split = prepared.test.of(range(_scored(prepared)))
+    split = prepared.test.of(range(scored_texts(prepared)))
     written = write(prepared.model, split.examples, split=split, fusion=fusion, progress=progress)
     return [text for text, _ in written]
 

@@ -10,8 +10,9 @@ The arms are
 
 Where an example takes several decisions and documents vote on them (the tags of words, the tokens of a text), each
 decision has neighbours of its own, and so do the arms: decisions on documents drawn at random, with their targets
-permuted, and the nearest with the same target. There is no ``oracle`` where answers are texts and neighbours are read:
-no two examples have the same answer, and which documents help with one nobody has said.
+permuted, and the nearest with the same target. Where answers are texts and neighbours are read, ``oracle`` gives
+the documents that the records name as answering (``document_field``); there is none where they name none, because no
+two examples have the same answer. Such texts are also written once more, for every arm (`control_texts`).
 
 Dims: N examples, R decisions on them, K neighbours, D dimensions, M documents or decisions on them.
 """
@@ -61,19 +62,9 @@ def control_arms(
 
     Returns:
         log-probabilities in nats by arm, ``(R, …)``; no arm for a model without retrieval, and neither ``shuffled``
-        nor ``oracle`` where no document has a label.
+        nor ``oracle`` where no document has a label, or none is named.
     """
-    fusion, knowledge = model.fusion, model.knowledge
-    if isinstance(fusion, NoFusion) or knowledge is None:
-        return {}
-    labelled = any(document.labels for document in knowledge.corpus)
-    nameless = fusion.reads_neighbours and (model.task.generates or not model.task.votes)
-    possible = {
-        "random",
-        *(("shuffled",) if labelled else ()),
-        *(("oracle",) if labelled and not nameless else ()),
-        *(("filler",) if fusion.reads_neighbours else ()),
-    }
+    fusion, possible = model.fusion, possible_arms(model, split)
     answer = _read_again if fusion.reads_neighbours else _voted_again
     alone = None if model.gate == 1 else model.outputs(split, fusion=NoFusion(), progress="test without retrieval")
     arms = {}
@@ -82,6 +73,46 @@ def control_arms(
             given = answer(model, split, outputs, arm, np.random.default_rng(seed))
             arms[arm] = given if alone is None else mix(alone.log_probs, given, model.gate)
     return arms
+
+
+def possible_arms(model: RetrievalAugmentedModel, split: Split) -> set[str]:
+    """Return the arms that a model's fusion has on a split; none without retrieval."""
+    fusion, knowledge = model.fusion, model.knowledge
+    if isinstance(fusion, NoFusion) or knowledge is None:
+        return set()
+    labelled = any(document.labels for document in knowledge.corpus)
+    alike = labelled and not (fusion.reads_neighbours and (model.task.generates or not model.task.votes))
+    named = fusion.reads_neighbours and any(example.documents for example in split.examples)
+    return {
+        "random",
+        *(("shuffled",) if labelled else ()),
+        *(("oracle",) if alike or named else ()),
+        *(("filler",) if fusion.reads_neighbours else ()),
+    }
+
+
+def control_texts(
+    model: RetrievalAugmentedModel, split: Split, wanted: Collection[str], seed: int
+) -> dict[str, list[str]]:
+    """Let a model whose task writes do so once for each control of a fusion that reads neighbours: texts by arm.
+
+    Args:
+        model: trained, its fusion fitted.
+        split: the examples that are written to, with the neighbours that were retrieved.
+        wanted: of the arms.
+        seed: of what is drawn.
+    """
+    from peft_rag.generation import write
+
+    possible = possible_arms(model, split) if model.fusion.reads_neighbours else set()
+    texts = {}
+    for arm in wanted:
+        if arm in possible:
+            reading, others = _other_neighbours(model, split, arm, np.random.default_rng(seed))
+            reading = reading if model.gate else NoFusion()
+            written = write(model, others.examples, split=others, fusion=reading, progress=f"{arm} neighbours")
+            texts[arm] = [text for text, _ in written]
+    return texts
 
 
 def shuffled_corpus(corpus: Corpus, generator: np.random.Generator, *, by_word: bool = False) -> Corpus:
@@ -193,6 +224,15 @@ def _read_again(
     model: RetrievalAugmentedModel, split: Split, outputs: Outputs, arm: str, generator: np.random.Generator
 ) -> Tensor:
     """Answer with other neighbours in the inputs."""
+    reading, split = _other_neighbours(model, split, arm, generator)
+    given = model.outputs(split, fusion=reading, progress=f"test, {arm} neighbours")
+    return model.fusion.combine(given, split, model.memory(), model.task)
+
+
+def _other_neighbours(
+    model: RetrievalAugmentedModel, split: Split, arm: str, generator: np.random.Generator
+) -> tuple[Fusion, Split]:
+    """Return how inputs are read for an arm, and the neighbours that they are read with."""
     fusion, knowledge, task = model.fusion, model.knowledge, model.task
     assert knowledge is not None
     assert split.neighbours is not None
@@ -208,9 +248,13 @@ def _read_again(
         split = replace(split, neighbours=others)
     else:
         search = _search_by_text(model, split)
-        split = replace(split, neighbours=oracle_neighbours(split, knowledge.corpus, found.k, search, task))
-    given = model.outputs(split, fusion=reading, progress=f"test, {arm} neighbours")
-    return fusion.combine(given, split, model.memory(), task)
+        if any(example.documents for example in split.examples):
+            known = [(document.id,) for document in knowledge.corpus]
+            oracle = _nearest_alike([example.documents for example in split.examples], known, found.k, search)
+        else:
+            oracle = oracle_neighbours(split, knowledge.corpus, found.k, search, task)
+        split = replace(split, neighbours=oracle)
+    return reading, split
 
 
 def _voted_again(

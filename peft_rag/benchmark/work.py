@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,9 +90,10 @@ def measure_cell(spec: Mapping[str, Any]) -> Facts:
     Args:
         spec: ``settings`` of the run, ``controls`` wanted, ``seed``, and ``index`` bytes and seconds of the retriever.
     """
-    from peft_rag.benchmark.controls import control_arms
+    from peft_rag.benchmark.controls import control_arms, control_texts
     from peft_rag.benchmark.costs import batched, latency, load_seconds, off_difference, peak_memory, tensor_bytes
     from peft_rag.job import run
+    from peft_rag.measuring import scored_texts
 
     seen: Facts = {}
     costs: Facts = {}
@@ -101,10 +103,12 @@ def measure_cell(spec: Mapping[str, Any]) -> Facts:
         model, examples = prepared.model, prepared.test.examples
         outputs, costs["tokens_per_second"] = batched(model, prepared.test, whole=model.fusion.needs_labels)
         controls = control_arms(model, prepared.test, outputs, spec["controls"], spec["seed"])
+        written = prepared.test.of(range(scored_texts(prepared)))
+        texts = control_texts(model, written, spec["controls"], spec["seed"]) if len(written) else {}
         costs["latency_ms"] = latency(model, examples)
         costs["off_difference"] = off_difference(model, [example.asked for example in examples])
         costs.update(_index_costs(prepared, spec["index"]))
-        seen["facts"] = described(prepared, answers, controls)
+        seen["facts"] = described(prepared, answers, controls, texts)
         seen["fusion"], seen["gate"] = model.fusion.to_dict(), model.gates.get(model.adapter)
 
     with tempfile.TemporaryDirectory() as folder:
@@ -117,17 +121,29 @@ def measure_cell(spec: Mapping[str, Any]) -> Facts:
     return {**seen["facts"], "fusion_settings": seen["fusion"], "gate": seen["gate"], "costs": costs}
 
 
-def described(prepared: Prepared, answers: Answers, controls: Mapping[str, Tensor]) -> Facts:
-    """Return what a cell file says of answers to the test split: of every arm, and of the controls."""
+def described(
+    prepared: Prepared,
+    answers: Answers,
+    controls: Mapping[str, Tensor],
+    texts: Mapping[str, list[str]] | None = None,
+) -> Facts:
+    """Return what a cell file says of answers to the test split: of every arm, and of the controls.
+
+    Args:
+        prepared: the run's model and splits.
+        answers: of the arms of a run.
+        controls: log-probabilities by arm.
+        texts: what was written for each control, where the task writes.
+    """
     from peft_rag.measuring import scores_of
 
     task, examples, targets = prepared.splits.task, prepared.test.examples, answers.targets
-    scored = scores_of(prepared, answers, resamples=0)
-    given = {ARMS.get(arm, arm): (log_probs, scored[arm]) for arm, log_probs in answers.log_probs.items()}
+    everything = replace(answers, log_probs={**answers.log_probs, **controls}, texts={**answers.texts, **(texts or {})})
+    scored = scores_of(prepared, everything, resamples=0)
     arms = {
-        arm: described_arm(task, log_probs, targets, examples, scores) for arm, (log_probs, scores) in given.items()
+        ARMS.get(arm, arm): described_arm(task, log_probs, targets, examples, scored[arm])
+        for arm, log_probs in everything.log_probs.items()
     }
-    arms |= {arm: described_arm(task, log_probs, targets, examples) for arm, log_probs in controls.items()}
     plain = {name for scores in scored.values() for name, score in scores.items() if not score.percent}
     return {
         "main_metric": task.main_metric,

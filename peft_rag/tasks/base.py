@@ -51,6 +51,7 @@ class Example:
         where: file and line it came from, for messages.
         group: examples of one group never retrieve each other; empty if there are none.
         spans: parts of the text that the task judges, where it does not judge the whole.
+        documents: ids of the documents that are known to answer it; looked at in measuring alone.
     """
 
     id: str
@@ -59,6 +60,7 @@ class Example:
     where: str = ""
     group: str = ""
     spans: tuple[Span, ...] = ()
+    documents: tuple[str, ...] = ()
 
     @property
     def asked(self) -> str:

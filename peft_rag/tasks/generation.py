@@ -37,6 +37,8 @@ class Generation(Task):
     Attributes:
         id_field: field that names a record; running numbers where it is missing.
         group_field: field whose equals never retrieve each other; none if empty.
+        document_field: field with the id, or a list of ids, of the documents that answer; only what is retrieved is
+            measured by it.
         target_length: tokens of an answer at most, its end included.
         scored: how many texts of a split are written and scored; 0 for none. Likelihood is measured on all.
         decoding: any of `transformers.GenerationConfig`'s names, such as ``num_beams``; greedy if empty.
@@ -46,6 +48,7 @@ class Generation(Task):
 
     id_field: str = "id"
     group_field: str = ""
+    document_field: str = ""
     target_length: int = 64
     scored: int = 200
     decoding: dict[str, Any] = field(default_factory=dict)
@@ -275,6 +278,13 @@ def answers_field(record: Record, name: str, flag: str) -> tuple[str, ...]:
         return (text_field(record, name, flag),)  # which says so
     several = given if isinstance(given, (list, tuple)) and given else [given or ""]
     return tuple(text_field(replace(record, fields={name: one}), name, flag) for one in several)
+
+
+def documents_field(record: Record, name: str) -> tuple[str, ...]:
+    """Return the ids of documents that a field names, one or a list; none where it is missing or has no name."""
+    given = record.fields.get(name) if name else None
+    several = given if isinstance(given, (list, tuple)) else [given]
+    return tuple(str(one).strip() for one in several if one is not None)
 
 
 def _one_token_each(places: range) -> list[list[list[int]]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from peft_rag.records import Record, name_field, text_field
 from peft_rag.tasks.base import Example
-from peft_rag.tasks.generation import Generation, answers_field
+from peft_rag.tasks.generation import Generation, answers_field, documents_field
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class Text2Text(Generation):
             answer begins.
         id_field: field that names a record; running numbers where it is missing.
         group_field: field whose equals never retrieve each other; none if empty.
+        document_field: field with the id, or a list of ids, of the documents that answer; only what is retrieved is
+            measured by it.
         target_length: tokens of an answer at most, its end included.
         scored: how many texts of a split are written and scored; 0 for none. Likelihood is measured on all.
         decoding: any of `transformers.GenerationConfig`'s names, such as ``num_beams``; greedy if empty.
@@ -50,7 +52,8 @@ class Text2Text(Generation):
             named = name_field(record, self.id_field) or str(number)
             group = name_field(record, self.group_field)
             text = self.prompt.replace("{source}", source)
-            examples.append(Example(named, text, targets, record.where, group))
+            documents = documents_field(record, self.document_field)
+            examples.append(Example(named, text, targets, record.where, group, documents=documents))
         return examples
 
     def as_example(self, text: str, identity: str) -> Example:

@@ -11,7 +11,7 @@ from typing_extensions import Self
 from peft_rag.errors import ConfigError, DataError
 from peft_rag.records import Record, name_field, text_field
 from peft_rag.tasks.base import Example
-from peft_rag.tasks.generation import Generation, answers_field
+from peft_rag.tasks.generation import Generation, answers_field, documents_field
 from peft_rag.tasks.text2text import check_prompt
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ class TextGeneration(Generation):
             where the training data has no prompts.
         id_field: field that names a record; running numbers where it is missing.
         group_field: field whose equals never retrieve each other; none if empty.
+        document_field: field with the id, or a list of ids, of the documents that answer; only what is retrieved is
+            measured by it.
         target_length: tokens of an answer at most, its end included.
         scored: how many texts of a split are written and scored; 0 for none. Likelihood is measured on all.
         decoding: any of `transformers.GenerationConfig`'s names, such as ``num_beams``; greedy if empty.
@@ -80,10 +82,12 @@ class TextGeneration(Generation):
         if form == "messages":
             turns = self._turns(record, labelled)
             spoken = (turns.pop()["content"],) if labelled else None
-            return Example(named, self._dialogue(turns), spoken, record.where, group)
+            documents = documents_field(record, self.document_field)
+            return Example(named, self._dialogue(turns), spoken, record.where, group, documents=documents)
         prompt = self.prompt.replace("{prompt}", text_field(record, self.prompt_field, "--task.prompt_field"))
         response = answers_field(record, self.response_field, "--task.response_field") if labelled else None
-        return Example(named, prompt, response, record.where, group)
+        documents = documents_field(record, self.document_field)
+        return Example(named, prompt, response, record.where, group, documents=documents)
 
     def _form_of(self, record: Record) -> str:
         fields = {self.prompt_field: "prompt", self.messages_field: "messages", self.text_field: "text"}

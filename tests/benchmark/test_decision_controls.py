@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from peft_rag.benchmark.controls import Filler, control_arms, oracle_neighbours, shuffled_corpus
+from peft_rag.benchmark.controls import (
+    Filler,
+    control_arms,
+    control_texts,
+    oracle_neighbours,
+    possible_arms,
+    shuffled_corpus,
+)
 from peft_rag.corpus import Corpus, Document
 from peft_rag.fusion.base import Split
 from peft_rag.fusion.concat import ConcatFusion
+from peft_rag.generation import write
+from peft_rag.model import RetrievalAugmentedModel
+from peft_rag.records import Record
 from peft_rag.retrieval.base import Neighbours
 from peft_rag.tasks.base import GOLD, Example
 from peft_rag.tasks.text2text import Text2Text
@@ -126,3 +139,44 @@ def test_token_controls_of_a_writer_equal_plain_loops() -> None:
         share = sum(power for power, place in powers if moved[place] == token) / sum(power for power, _ in powers)
         assert arms["shuffled"][row].exp().item() == pytest.approx(0.5 * share + 0.5 * own, abs=1e-4)
         assert arms["oracle"][row].exp().item() == pytest.approx(0.5 + 0.5 * own if token in tokens else own, abs=1e-4)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "t5"])
+def test_oracle_of_a_writer_reads_the_documents_that_its_records_name(family: str) -> None:
+    """It is likelihood and text of the same model given those, the others the same as without any."""
+    model = model_of(family, Text2Text(target_length=6), ConcatFusion(k=2))
+    corpus = model.knowledge.corpus
+    named = [(corpus[1].id, corpus[2].id), ()]
+    examples = [
+        replace(example, documents=documents)
+        for example, documents in zip(examples_of(model, ("w1 w2", "w3"), ("w4", "w5 w6")), named, strict=True)
+    ]
+    found = Neighbours(np.array([[0, 1], [0, 1]]), np.array([[0.9, 0.8], [0.7, 0.6]], np.float32))
+    split = Split(examples, found)
+    arms = control_arms(model, split, model.outputs(split), ["oracle", "random"], seed=0)
+    texts = control_texts(model, split, ["oracle"], seed=0)
+    order = sorted([1, 2], key=lambda place: -_closeness(model, examples[0].text, corpus[place].text))
+    given = Neighbours(np.array([order, [-1, -1]]), np.array([[0.9, 0.8], [-np.inf, -np.inf]], np.float32))
+    wanted = replace(split, neighbours=given)
+    assert torch.allclose(arms["oracle"], model.outputs(wanted).log_probs)
+    assert not torch.allclose(arms["oracle"], arms["random"])
+    assert texts == {"oracle": [text for text, _ in write(model, examples, split=wanted)]}
+
+
+def _closeness(model: RetrievalAugmentedModel, one: str, other: str) -> float:
+    first, second = model.knowledge.embed([one, other])
+    return float(first @ second)
+
+
+def test_writer_whose_records_name_no_document_has_no_oracle() -> None:
+    model = model_of("gpt2", Text2Text(target_length=6), ConcatFusion(k=2))
+    split = Split(examples_of(model, ("w1 w2", "w3")), Neighbours(np.array([[0, 1]]), np.ones((1, 2), np.float32)))
+    assert possible_arms(model, split) == {"random", "shuffled", "filler"}
+
+
+def test_documents_that_a_record_names_are_one_or_several_or_none() -> None:
+    task = Text2Text(document_field="context_id")
+    given: list[dict[str, Any]] = [{"context_id": "a"}, {"context_id": ["a", 7]}, {"context_id": None}, {}]
+    records = [Record({"source": "x", "target": "y", **one}, "test", 1) for one in given]
+    assert [example.documents for example in task.read(records)] == [("a",), ("a", "7"), (), ()]
+    assert [example.documents for example in Text2Text().read(records)] == [()] * 4

@@ -190,7 +190,8 @@ def test_methods_that_write_are_compared_by_likelihood_with_the_texts_scores(
             assert arm["scores"]["likelihood"] == pytest.approx(math.exp(log_probability / tokens))
             assert arm["scores"]["perplexity"] == pytest.approx(1 / arm["scores"]["likelihood"])
         assert {"bleu", "chrf", "rougeL", "exact_match", "f1"} <= content["arms"]["retrieved"]["scores"].keys()
-        assert "bleu" not in content["arms"]["random"]["scores"]
+    assert "bleu" not in found["words-lora-knn-s0"]["arms"]["random"]["scores"]
+    assert "bleu" in found["words-lora-concat-s0"]["arms"]["random"]["scores"]
     concat = found["words-lora-concat-s0"]
     if concat["gate"]:
         assert concat["arms"]["filler"]["tallies"] != concat["arms"]["off"]["tallies"]

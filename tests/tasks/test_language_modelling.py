@@ -112,3 +112,29 @@ def test_text_of_training_data_never_asks_itself_nor_its_double() -> None:
 def test_fusion_that_searches_by_the_prompt_refuses_texts_without_one(configured: Any) -> None:
     with pytest.raises(RetrievalError, match=r"train.jsonl line 1: is a text to be written from its first word on"):
         run(configured(fusion="concat"), lambda line: None)
+
+
+def test_how_often_the_named_document_is_found_is_said(configured: Any, tmp_path: Path) -> None:
+    records = toy_records(12, 5)
+    documents = [{"id": f"d{place}", "text": one["text"] + " and"} for place, one in enumerate(records)]
+    asked = [
+        {"prompt": one["text"], "response": "a river", "document": f"d{place}"} for place, one in enumerate(records)
+    ]
+    data = dict.fromkeys(("train", "validation", "test"), write_jsonl(tmp_path / "asked.jsonl", asked))
+    said: list[str] = []
+    kept: list[Any] = []
+    config = configured(
+        **data,
+        corpus=write_jsonl(tmp_path / "documents.jsonl", documents),
+        fusion="concat",
+        method="head",
+        **{"fusion.k": 2, "task.document_field": "document", "task.scored": 0},
+    )
+    run(config, said.append, observe=lambda prepared, answers: kept.append(prepared.test))
+    (test,) = kept
+    hits = sum(row in {place for place, _ in test.neighbours.row(row)} for row in range(12))
+    assert hits > 0
+    assert (
+        f"retrieval: {hits} of 12 test examples ({hits / 12:.1%}) find a document that their record names"
+        in " ".join(said)
+    )
