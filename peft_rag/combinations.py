@@ -43,6 +43,12 @@ def check_task(config: RunConfig, fusion: Fusion, task: Task) -> None:
     """
     objective: Objective = make_part(load(OBJECTIVES, config.objective), "objective", config.part_options("objective"))
     objective.check(task, config.task)
+    if fusion.needs_encoder_decoder and (task.goes_on or not task.generates):
+        raise ConfigError(
+            f"fusion '{config.fusion}' lets a decoder read what an encoder has read of each passage, but task "
+            f"'{config.task}' {'goes on where its prompt ends' if task.goes_on else 'judges and does not write'}. "
+            "Use --task text2text with an encoder-decoder, or --fusion concat."
+        )
     if task.generates and fusion.needs_vectors:
         raise ConfigError(
             f"fusion '{config.fusion}' reads neighbours as vectors, which is not possible yet while task "
@@ -57,6 +63,20 @@ def check_task(config: RunConfig, fusion: Fusion, task: Task) -> None:
         raise ConfigError(
             f"task '{config.task}' judges parts of a text, but long_inputs is '{WITHIN_DOCUMENT}', which may leave "
             "them out. Leave long_inputs at cut, and cut the texts into shorter ones."
+        )
+
+
+def check_backbone(config: RunConfig, fusion: Fusion) -> None:
+    """Raise `ConfigError` where a fusion needs an encoder-decoder and the backbone's configuration is of none."""
+    if not fusion.needs_encoder_decoder:
+        return
+    from peft_rag.backbone import is_encoder_decoder
+
+    if not is_encoder_decoder(config.backbone_name):
+        raise ConfigError(
+            f"fusion '{config.fusion}' lets a decoder read what an encoder has read of each passage, but backbone "
+            f"'{config.backbone_name}' is no encoder-decoder. Name one (t5, bart), start one from an encoder "
+            "(--backbone-encoder-decoder), or use --fusion concat."
         )
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_rag.combinations import check_corpus, check_neighbours, check_task
+from peft_rag.combinations import check_backbone, check_corpus, check_neighbours, check_task
 from peft_rag.config import WITHIN_DOCUMENT, RunConfig
 from peft_rag.data import Splits, read_splits
 from peft_rag.decisions import Decisions
@@ -169,6 +169,7 @@ def prepare(config: RunConfig, working: Path, say: Say) -> Prepared:
         for note in splits.task.notes(getattr(splits, name)):
             say(f"{name}: {note}")
     check_task(config, fusion, splits.task)
+    check_backbone(config, fusion)
     check_corpus(fusion, splits)
 
     from transformers import set_seed

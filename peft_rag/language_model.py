@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from peft_rag.encoder_states import bare, read_together
 from peft_rag.errors import BackboneError
 
 if TYPE_CHECKING:
@@ -43,8 +45,7 @@ def check_writes(backbone: Backbone, task: Task) -> None:
 
 def head_of(backbone: nn.Module) -> nn.Module:
     """Return the layer that turns states into logits over the vocabulary."""
-    plain: Any = backbone.get_base_model() if hasattr(backbone, "get_base_model") else backbone
-    head: nn.Module = plain.get_output_embeddings()
+    head: nn.Module = bare(backbone).get_output_embeddings()
     return head
 
 
@@ -80,6 +81,7 @@ def token_log_probs(
     pool_inputs: Tensor,
     pool_tokens: Tensor,
     gold: Tensor,
+    encoder_rows: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return log p(gold) in nats ``(R,)`` and the states that predict them ``(R, D)``.
 
@@ -93,6 +95,8 @@ def token_log_probs(
         pool_inputs: the input of each place, ``(R,)``.
         pool_tokens: the token there whose successor is judged, ``(R, 1)``, of the decoder's input where there is one.
         gold: the successor, ``(R,)``.
+        encoder_rows: the encoder's inputs that the decoder reads together at each of its own, ``(B, K)``, -1 where
+            there are fewer; None where it reads one.
     """
     states: list[Tensor] = []
 
@@ -103,8 +107,10 @@ def token_log_probs(
         return (states[0], *given[1:])
 
     handle = head_of(backbone).register_forward_pre_hook(choose)
+    together = nullcontext() if encoder_rows is None else read_together(backbone, encoder_rows)
     try:
-        logits = backbone(**inputs, use_cache=False).logits
+        with together:
+            logits = backbone(**inputs, use_cache=False).logits
     finally:
         handle.remove()
     log_probs: Tensor = logits.float().log_softmax(-1).gather(-1, gold.unsqueeze(-1)).squeeze(-1)

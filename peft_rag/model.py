@@ -203,6 +203,7 @@ class RetrievalAugmentedModel(AdapterParts):
         pool_inputs: Tensor | None = None,
         pool_tokens: Tensor | None = None,
         gold: Tensor | None = None,
+        encoder_rows: Tensor | None = None,
         **inputs: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Run inputs through backbone, method and head.
@@ -212,6 +213,8 @@ class RetrievalAugmentedModel(AdapterParts):
             pool_inputs: the input of each pool, where the task judges parts of it, ``(P,)``.
             pool_tokens: the tokens of each pool, ``(P, …)``; see `peft_rag.pooling.mean_pools`.
             gold: the right token of each decision, where the task writes text, ``(R,)``.
+            encoder_rows: the inputs that the decoder reads together, where it does; see
+                `peft_rag.fusion.batching.ENCODER_ROWS`.
             inputs: what the backbone reads: ``attention_mask`` ``(I, T)``, and ``input_ids`` ``(I, T)`` or
                 ``inputs_embeds`` ``(I, T, D)``.
 
@@ -220,7 +223,7 @@ class RetrievalAugmentedModel(AdapterParts):
         """
         if gold is not None and pool_inputs is not None and pool_tokens is not None:
             width = inputs.get("decoder_input_ids", pooled_mask).shape[1]
-            return token_log_probs(self.backbone, inputs, width, pool_inputs, pool_tokens, gold)
+            return token_log_probs(self.backbone, inputs, width, pool_inputs, pool_tokens, gold, encoder_rows)
         hidden = self.backbone(**inputs).last_hidden_state
         hidden = hidden[:, hidden.shape[1] - pooled_mask.shape[1] :]
         if pool_inputs is None or pool_tokens is None:

@@ -17,6 +17,7 @@ LAYERS = [
     {"errors"},
     {
         "backbone_name",
+        "encoder_states",
         "registry",
         "files",
         "fingerprint",
@@ -39,7 +40,7 @@ LAYERS = [
     {"prediction", "rows"},
     {"attribution", "encoding", "reading", "explanation"},
     {"backbone", "methods"},
-    {"knowledge", "language_model"},
+    {"knowledge", "language_model", "writer"},
     {"generation", "remembering"},
     {"adapter_parts"},
     {"model"},

@@ -31,6 +31,9 @@ POOL_INPUTS = "pool_inputs"
 POOL_TOKENS = "pool_tokens"
 """The tokens of each pool, ``(P, …)``; -1 where it has fewer."""
 
+ENCODER_ROWS = "encoder_rows"
+"""The inputs of the encoder that the decoder reads together for each example, ``(B, K)``; -1 where it has fewer."""
+
 NEIGHBOUR_VECTORS = "neighbour_vectors"
 """Vectors of each example's neighbours, ``(B, K, V)``; 0 where it has fewer."""
 
@@ -51,7 +54,7 @@ def tokens_in(row: dict[str, Any]) -> int:
     return sum(len(one["input_ids"]) for one in inputs_of(row))
 
 
-def collate(rows: Sequence[dict[str, Any]], padding: int) -> dict[str, Tensor]:
+def collate(rows: Sequence[dict[str, Any]], padding: int, *, left: bool = False) -> dict[str, Tensor]:
     """Make one batch: inputs padded to their longest, and what belongs to whole examples.
 
     Padding stands on the right whatever the tokenizer prefers, so that on every architecture positions count from an
@@ -60,13 +63,16 @@ def collate(rows: Sequence[dict[str, Any]], padding: int) -> dict[str, Tensor]:
     Args:
         rows: encoded examples, as `peft_rag.fusion.base.Fusion.encode` describes them; with ``labels`` or without.
         padding: token id.
+        left: pad on the left all the same: a text is written that goes on where all inputs must end.
     """
     inputs = [one for row in rows for one in inputs_of(row)]
     batch = {}
     for name in inputs[0].keys() - _WHOLE:
         filler = padding if name in ("input_ids", "decoder_input_ids") else 0
-        width = max(len(one[name]) for one in inputs)
-        batch[name] = torch.tensor([one[name] + [filler] * (width - len(one[name])) for one in inputs])
+        width = max(1, *(len(one[name]) for one in inputs))
+        filled = [[filler] * (width - len(one[name])) for one in inputs]
+        pairs = zip(filled, inputs, strict=True)
+        batch[name] = torch.tensor([fill + one[name] if left else one[name] + fill for fill, one in pairs])
     if POOLS in inputs[0]:
         batch |= _pools(inputs)
     if GOLD in inputs[0]:
