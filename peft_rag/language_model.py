@@ -113,5 +113,12 @@ def token_log_probs(
             logits = backbone(**inputs, use_cache=False).logits
     finally:
         handle.remove()
-    log_probs: Tensor = logits.float().log_softmax(-1).gather(-1, gold.unsqueeze(-1)).squeeze(-1)
+    log_probs = at_least_float(logits).log_softmax(-1).gather(-1, gold.unsqueeze(-1)).squeeze(-1)
     return log_probs, states[0]
+
+
+def at_least_float(logits: Tensor) -> Tensor:
+    """Return logits of half precision in single, so that sums over a vocabulary are exact enough; others as they are."""
+    import torch
+
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -41,13 +41,13 @@ def tokenizer():
     return words
 
 
-def model_of(backbone, task, fusion=None, method="lora", knowledge=True):
+def model_of(backbone, task, fusion=None, method="lora", knowledge=True, **options):
     torch.manual_seed(0)
     known = Knowledge(CORPUS, ExactRetriever(WordEncoder()), "exact", "words") if knowledge else None
     plain = as_backbone(TINY_BACKBONES[backbone](), tokenizer(), backbone)
     model = RetrievalAugmentedModel(plain, task, fusion, known, max_length=32)
     model.progress_bars = False
-    model.attach(method)
+    model.attach(method, **options)
     for parameter in model.parameters():
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.2)
