@@ -38,8 +38,8 @@ def check_task(config: RunConfig, fusion: Fusion, task: Task) -> None:
     Raises:
         RetrievalError: documents cannot vote on this task.
         UnknownObjectiveError: no objective has the name asked for.
-        ConfigError: the objective cannot train the task, or the task judges parts of texts that were to be condensed,
-            or writes texts beside which the fusion cannot be read.
+        ConfigError: the objective cannot train the task, the task judges parts of texts that were to be condensed, or
+            the fusion needs one that writes by an encoder-decoder.
     """
     objective: Objective = make_part(load(OBJECTIVES, config.objective), "objective", config.part_options("objective"))
     objective.check(task, config.task)
@@ -48,11 +48,6 @@ def check_task(config: RunConfig, fusion: Fusion, task: Task) -> None:
             f"fusion '{config.fusion}' lets a decoder read what an encoder has read of each passage, but task "
             f"'{config.task}' {'goes on where its prompt ends' if task.goes_on else 'judges and does not write'}. "
             "Use --task text2text with an encoder-decoder, or --fusion concat."
-        )
-    if task.generates and fusion.needs_vectors:
-        raise ConfigError(
-            f"fusion '{config.fusion}' reads neighbours as vectors, which is not possible yet while task "
-            f"'{config.task}' writes a text. Use --fusion concat, marginal, knn or none."
         )
     if fusion.needs_labels and not task.votes:
         raise RetrievalError(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from peft_rag.errors import BackboneError
 from peft_rag.fusion.base import Fused, Read
+from peft_rag.fusion.prompts import Prompt
 from peft_rag.fusion.vectors import VectorFusion
 
 if TYPE_CHECKING:
@@ -21,7 +24,8 @@ class ProjectorFusion(VectorFusion):
     """Neighbours' vectors as soft tokens before the input: e = W₂·GELU(W₁·√V·d + b₁) + b₂.
 
     Each neighbour becomes ``tokens`` embeddings, closest first, which count towards ``max_length``: an input is cut to
-    what they leave. The projector is trained, the vectors are not. The task pools over the input's own tokens, which
+    what they leave; a prompt that a decoder goes on from is not, and has the closest that fit. An encoder-decoder reads
+    them before its encoder's input. The projector is trained, the vectors are not. The task pools over the input's own tokens, which
     have attended to the soft ones.
 
     Source: Cheng et al. 2024, arXiv:2405.13792 (xRAG); here with several neighbours, and under any method.
@@ -62,3 +66,14 @@ class ProjectorFusion(VectorFusion):
         words = module.embed(inputs.pop("input_ids"))
         soft_mask = mask.repeat_interleave(self.tokens, dim=1)
         return Fused(*read(**put_before(module(vectors), soft_mask, words, inputs)))
+
+    @contextmanager
+    def prompt_with(
+        self, inputs: dict[str, Tensor], vectors: Tensor, mask: Tensor, module: Any, *, goes_on: bool
+    ) -> Iterator[Prompt]:
+        from peft_rag.fusion.soft_tokens import put_before
+
+        ids = inputs.pop("input_ids")
+        soft_mask = mask.repeat_interleave(self.tokens, dim=1)
+        placed = put_before(module(vectors), soft_mask, module.embed(ids), inputs, left=goes_on)
+        yield Prompt(placed | {"input_ids": ids})
