@@ -61,18 +61,25 @@ def check_task(config: RunConfig, fusion: Fusion, task: Task) -> None:
         )
 
 
-def check_backbone(config: RunConfig, fusion: Fusion) -> None:
-    """Raise `ConfigError` where a fusion needs an encoder-decoder and the backbone's configuration is of none."""
-    if not fusion.needs_encoder_decoder:
+def check_backbone(config: RunConfig, fusion: Fusion, task: Task) -> None:
+    """Raise `ConfigError` where the backbone, by its configuration alone, is none that a fusion can be used with."""
+    soft = task.generates and fusion.room_taken > 0
+    if not (fusion.needs_encoder_decoder or soft):
         return
     from peft_rag.backbone import is_encoder_decoder
 
-    if not is_encoder_decoder(config.backbone_name):
+    if is_encoder_decoder(config.backbone_name):
+        return
+    if fusion.needs_encoder_decoder:
         raise ConfigError(
             f"fusion '{config.fusion}' lets a decoder read what an encoder has read of each passage, but backbone "
             f"'{config.backbone_name}' is no encoder-decoder. Name one (t5, bart), start one from an encoder "
             "(--backbone-encoder-decoder), or use --fusion concat."
         )
+    from peft_rag.methods import resolve
+    from peft_rag.writer import check_goes_on
+
+    check_goes_on(resolve(config.method).peft_type)
 
 
 def check_corpus(fusion: Fusion, splits: Splits) -> None:

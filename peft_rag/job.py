@@ -169,7 +169,7 @@ def prepare(config: RunConfig, working: Path, say: Say) -> Prepared:
         for note in splits.task.notes(getattr(splits, name)):
             say(f"{name}: {note}")
     check_task(config, fusion, splits.task)
-    check_backbone(config, fusion)
+    check_backbone(config, fusion, splits.task)
     check_corpus(fusion, splits)
 
     from transformers import set_seed

@@ -49,13 +49,19 @@ def writer_of(backbone: nn.Module, prompt: Prompt, start: int | None) -> tuple[A
             ids = ids.squeeze(-1)
             states, mask = joined(states, mask, prompt.encoder_rows)
         return writer, {"input_ids": ids, "encoder_outputs": BaseModelOutput(states), "attention_mask": mask}
-    if kind in _IN_CACHE:
-        raise ConfigError(
-            f"method '{kind.value.lower().replace('_', '-')}' keeps its virtual tokens in the cache of a decoder, which "
-            "cannot go on from soft tokens then. Use --method prompt-tuning or lora, or --fusion concat."
-        )
+    check_goes_on(kind)
     embeds = _embedded(backbone, inputs) if kind in _BEFORE_INPUTS else inputs
     return writer, {**embeds, "input_ids": ids}
+
+
+def check_goes_on(peft_type: Any) -> None:
+    """Raise `ConfigError` for a kind of method under which a decoder cannot go on from embeddings."""
+    if peft_type in _IN_CACHE:
+        name = PeftType(peft_type).value.lower().replace("_", "-")
+        raise ConfigError(
+            f"method '{name}' keeps its virtual tokens in the cache of a decoder, which cannot go on from soft tokens "
+            "then. Use --method prompt-tuning or lora, or --fusion concat."
+        )
 
 
 def _embedded(backbone: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -254,6 +254,11 @@ class Fusion(ABC):
         return False
 
     @property
+    def room_taken(self) -> int:
+        """How many tokens of an input neighbours take at most whether its own fit beside them or not."""
+        return 0
+
+    @property
     def needs_encoder_decoder(self) -> bool:
         """Whether it lets a decoder read what an encoder has read, so that it can serve no other backbone or task."""
         return False

@@ -187,13 +187,13 @@ def test_a_decoder_is_refused_by_its_configuration_alone(tmp_path):
         TINY_BACKBONES[family]().config.save_pretrained(tmp_path / family)
         config = RunConfig(train="x", output="y", task="text2text", fusion="fid", backbone=str(tmp_path / family))
         if works:
-            check_backbone(config, FID)
+            check_backbone(config, FID, Text2Text())
         else:
             with pytest.raises(ConfigError, match="is no encoder-decoder. Name one"):
-                check_backbone(config, FID)
-            check_backbone(config, NoFusion())
+                check_backbone(config, FID, Text2Text())
+            check_backbone(config, NoFusion(), Text2Text())
     start = RunConfig(train="x", output="y", fusion="fid", backbone=str(tmp_path / "gpt2"), backbone_encoder_decoder=True)
-    check_backbone(start, FID)
+    check_backbone(start, FID, Text2Text())
 
 
 def test_models_without_a_decoder_are_refused():

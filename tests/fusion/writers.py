@@ -4,7 +4,6 @@ import math
 from functools import partial
 
 import torch
-from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from peft_rag.fusion.base import PASSAGES, Split
 from peft_rag.retrieval.base import Neighbours
@@ -24,13 +23,13 @@ def case(backbone, fusion, method="lora", found=FOUND, pairs=PAIRS):
     options = {"activation": "gelu"} if method == "adapter" else {}  # differentiable everywhere
     model = model_of(backbone, Text2Text(target_length=LENGTH), fusion, method=method, **options)
     for module in model.modules():
-        if isinstance(module, T5LayerNorm):
+        if hasattr(module, "variance_epsilon"):
             module.forward = partial(_norm, module)
     return model.to(torch.get_default_dtype()), Split(examples_of(model, *pairs), Neighbours.of_rows(found))
 
 
 def _norm(module, hidden):
-    """Scale as T5 does, which takes the variance in single precision whatever it is given."""
+    """Scale as T5's and Llama's norms do, which take the variance in single precision whatever they are given."""
     return module.weight * hidden * (hidden.square().mean(-1, keepdim=True) + module.variance_epsilon).rsqrt()
 
 
