@@ -314,7 +314,8 @@ def tiny_writer(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:No sentence-transformers model found")
 @pytest.mark.parametrize(
-    ("family", "fusion"), [("gpt2", "knn"), ("gpt2", "concat"), ("t5", "concat"), ("llama", "none")]
+    ("family", "fusion"),
+    [("gpt2", "knn"), ("gpt2", "concat"), ("t5", "fid"), ("llama", "none"), ("gpt2", "projector")],
 )
 def test_a_model_that_writes_is_trained_saved_and_asked(
     tiny_writer, tiny_bert, tmp_path, capsys, monkeypatch, family, fusion
@@ -343,5 +344,13 @@ def test_a_model_that_writes_is_trained_saved_and_asked(
     assert main(["predict", str(out), data["test"], "--stream"]) == 0
     streamed = capsys.readouterr().out
     assert not streamed.startswith("{")
-    assert main(["predict", str(out), data["test"], "--explain"]) == 2
-    assert "a written text is not explained yet" in capsys.readouterr().err
+    explained = main(["predict", str(out), data["test"], "--explain"])
+    printed = capsys.readouterr()
+    assert explained == (2 if fusion == "knn" else 0)
+    if fusion == "knn":
+        assert "here every word has neighbours of its own" in printed.err
+    else:
+        answers = [json.loads(line) for line in printed.out.splitlines()]
+        assert [set(line) for line in answers] == [
+            {"text", "answer", "probability", "without_retrieval", "neighbours"}
+        ] * 4

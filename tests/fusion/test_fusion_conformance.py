@@ -16,14 +16,14 @@ from peft_rag.fusion.marginal import MarginalFusion
 from peft_rag.registry import FUSIONS, names
 from peft_rag.retrieval.base import Neighbours
 from peft_rag.testing import TINY_BACKBONES, check_fusion
-from peft_rag.testing.fusion_table import BACKBONES, METHODS, stored, with_tables, works
+from peft_rag.testing.fusion_table import BACKBONES, METHODS, WRITERS, stored, with_tables, works
 
 PAGE = (Path(__file__).parents[2] / "docs/fusions.md").read_text(encoding="utf-8")
 TABLE = stored(PAGE)
 
 
 def test_page_tells_of_every_installed_fusion():
-    columns = {*BACKBONES, *METHODS}
+    columns = {*BACKBONES, *METHODS, *(f"{backbone} writes" for backbone in WRITERS)}
     assert TABLE.keys() == {(fusion, column) for fusion in names(FUSIONS) for column in columns}
     for fusion in names(FUSIONS):
         assert TABLE[fusion, "bert"] == TABLE[fusion, "lora"]
@@ -40,6 +40,12 @@ def test_tables_are_written_between_the_marks_and_nowhere_else(given):
 @pytest.mark.parametrize("fusion", names(FUSIONS))
 def test_fusion_conforms_on_a_backbone_as_the_page_says(fusion, backbone):
     assert works(fusion, backbone, "lora") == TABLE[fusion, backbone]
+
+
+@pytest.mark.parametrize("backbone", WRITERS)
+@pytest.mark.parametrize("fusion", names(FUSIONS))
+def test_fusion_conforms_where_a_text_is_written_as_the_page_says(fusion, backbone):
+    assert works(fusion, backbone, "lora", writes=True) == TABLE[fusion, f"{backbone} writes"]
 
 
 @pytest.mark.parametrize("method", [method for method in METHODS if method != "lora"])
