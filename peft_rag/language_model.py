@@ -118,7 +118,7 @@ def token_log_probs(
 
 
 def at_least_float(logits: Tensor) -> Tensor:
-    """Return logits of half precision in single, so that sums over a vocabulary are exact enough; others as they are."""
+    """Return logits of half precision in single, so that sums over a vocabulary are exact; others as they are."""
     import torch
 
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -188,14 +188,17 @@ class RetrievalAugmentedModel(AdapterParts):
                 the backbone or the fusion reads.
 
         Returns:
-            ``loss`` (scalar, nats; with labels), ``log_probs`` in nats, ``features`` ``(B, D)``, and for a fusion that
-            weighs its neighbours ``weights`` ``(B, K)``.
+            ``loss`` (scalar, nats; with labels; in training with what the fusion learns besides), ``log_probs`` in nats,
+            ``features`` ``(B, D)``, and for a fusion that weighs its neighbours ``weights`` ``(B, K)``.
         """
         fused = self.fusion.run(self.read, batch, self.fusion_module)
         outputs = {"log_probs": fused.log_probs, "features": fused.features}
         if fused.weights is not None:
             outputs["weights"] = fused.weights
-        return outputs if labels is None else {"loss": self.task.loss(fused.log_probs, labels), **outputs}
+        if labels is None:
+            return outputs
+        loss = self.task.loss(fused.log_probs, labels)
+        return {"loss": loss if fused.penalty is None else loss + fused.penalty, **outputs}
 
     def read(
         self,

@@ -24,9 +24,9 @@ _IN_CACHE = {PeftType.PREFIX_TUNING, PeftType.CARTRIDGE}
 def writer_of(backbone: nn.Module, prompt: Prompt, start: int | None) -> tuple[Any, dict[str, Any]]:
     """Return what writes from a prompt, and what its ``generate`` is given.
 
-    What is read beyond token ids is made once, by the method as in training: the states of an encoder, or the embeddings
-    that a decoder reads. Virtual tokens are among these then, so that what writes is the transformers model under the
-    method.
+    What is read beyond token ids is made once, by the method as in training: the states of an encoder, or the
+    embeddings that a decoder reads. Virtual tokens are among these then, so that what writes is the transformers model
+    under the method.
 
     Args:
         backbone: under any method.

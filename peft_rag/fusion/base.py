@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Self
 
-from peft_rag.errors import RetrievalError
 from peft_rag.tasks.base import POOLS
 from peft_rag.tasks.generation import Generation
 from peft_rag.tasks.spans import own_spans
@@ -150,11 +149,13 @@ class Fused:
         log_probs: in nats, as the task gives them, ``(B, …)``.
         features: pooled last hidden states, ``(B, D)``.
         weights: of the K neighbours of each example, ``(B, K)``, 0 for missing ones; None where there are none.
+        penalty: what training adds to the loss in nats, a scalar; None for nothing.
     """
 
     log_probs: Tensor
     features: Tensor
     weights: Tensor | None = None
+    penalty: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -388,14 +389,3 @@ def _cut_inputs(split: Split, reader: Reader) -> list[dict[str, Any]]:
         reader.with_pools(example, row, own_spans(spans, encoded.sequence_ids(number), 0))
         for number, (example, row, spans) in enumerate(zip(split.examples, rows, offsets, strict=True))
     ]
-
-
-def neighbours_of(name: str, split: Split, corpus: Corpus | None) -> tuple[Neighbours, Corpus]:
-    """Return what a fusion that reads neighbours needs.
-
-    Raises:
-        RetrievalError: there are none.
-    """
-    if corpus is None or split.neighbours is None:
-        raise RetrievalError(f"fusion '{name}' was given no neighbours. Pass the corpus it was trained with.")
-    return split.neighbours, corpus

@@ -40,7 +40,14 @@ NEIGHBOUR_VECTORS = "neighbour_vectors"
 NEIGHBOUR_MASK = "neighbour_mask"
 """1 for a neighbour, 0 where an example has fewer, ``(B, K)``."""
 
-_WHOLE = {"labels", GOLD, MORE, PASSAGES, POOLS, READ, SCORES, VECTORS}
+TEACHER = "teacher_"
+"""Key of an encoded example's other reading, from which the fusion learns while it trains; in a batch what the names of
+the tensors of all of these begin with."""
+
+TAUGHT = "taught"
+"""Decisions of the batch on examples that have such a reading, in the order of the decisions on the readings."""
+
+_WHOLE = {"labels", GOLD, MORE, PASSAGES, POOLS, READ, SCORES, TEACHER, VECTORS}
 
 
 def inputs_of(row: dict[str, Any]) -> Sequence[dict[str, Any]]:
@@ -83,6 +90,8 @@ def collate(rows: Sequence[dict[str, Any]], padding: int, *, left: bool = False)
         batch |= passages_of(rows)
     if any(VECTORS in row for row in rows):
         batch |= _vectors(rows)
+    if any(TEACHER in row for row in rows):
+        batch |= _teachers(rows, padding)
     return batch
 
 
@@ -127,3 +136,13 @@ def _vectors(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         padded[place, : len(vectors)] = vectors.reshape(-1, size)
         mask[place, : len(vectors)] = 1
     return {NEIGHBOUR_VECTORS: padded, NEIGHBOUR_MASK: mask}
+
+
+def _teachers(rows: Sequence[dict[str, Any]], padding: int) -> dict[str, Tensor]:
+    """Join the other readings of those examples that have one."""
+    counts = [len(row[POOLS]) if POOLS in row else 1 for row in rows]
+    taught = [TEACHER in row for row, count in zip(rows, counts, strict=True) for _ in range(count)]
+    readings = collate([row[TEACHER] for row in rows if TEACHER in row], padding)
+    return {TAUGHT: torch.tensor(taught).nonzero().squeeze(-1)} | {
+        f"{TEACHER}{name}": tensor for name, tensor in readings.items()
+    }

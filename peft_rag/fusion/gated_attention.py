@@ -81,8 +81,8 @@ class Reading:
     Attributes:
         vectors: of the neighbours, ``(B, K, V)``.
         mask: 1 for a neighbour, ``(B, K)``.
-        tokens: 1 for a token whose looks are noted, ``(B, T)``; None while texts are written: nothing is noted then, and
-            an example may have several rows after each other, such as beams.
+        tokens: 1 for a token whose looks are noted, ``(B, T)``; None while texts are written, when nothing is noted
+            and an example may have several rows after each other, such as beams.
         shares: by layer, one ``(B, K)`` each time it ran: the mean over heads and tokens.
     """
 

@@ -7,6 +7,8 @@ embedding.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -66,6 +68,18 @@ class Projector(nn.Module):
         """Return the backbone's word embeddings ``(B, T, D)`` of token ids ``(B, T)``."""
         embedded: Tensor = self._backbone[0].get_input_embeddings()(input_ids)
         return embedded
+
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """Within the block, nothing in the backbone is dropped out."""
+        training = [module for module in self._backbone[0].modules() if module.training]
+        for module in training:
+            module.training = False
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
 
     def _word_embeddings(self) -> tuple[int, float]:
         """Return D and the root mean square of the entries of word embeddings as the backbone reads them."""

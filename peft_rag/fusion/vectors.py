@@ -18,10 +18,9 @@ from peft_rag.fusion.base import (
     Reader,
     Split,
     encode_inputs,
-    neighbours_of,
 )
 from peft_rag.fusion.passages import written
-from peft_rag.fusion.reading import ReadingFusion
+from peft_rag.fusion.reading import ReadingFusion, neighbours_of
 
 if TYPE_CHECKING:
     import numpy as np

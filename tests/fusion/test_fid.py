@@ -167,7 +167,11 @@ def test_states_are_joined_as_a_loop_joins_them():
     assert together.shape == (3, 9, 4)
     for text in range(3):
         wanted = [
-            state for row in rows[text].tolist() if row >= 0 for state, m in zip(states[row], mask[row], strict=True) if m
+            state
+            for row in rows[text].tolist()
+            if row >= 0
+            for state, m in zip(states[row], mask[row], strict=True)
+            if m
         ]
         assert torch.equal(together[text][there[text] == 1], torch.stack(wanted))
 
@@ -189,10 +193,12 @@ def test_a_decoder_is_refused_by_its_configuration_alone(tmp_path):
         if works:
             check_backbone(config, FID, Text2Text())
         else:
-            with pytest.raises(ConfigError, match="is no encoder-decoder. Name one"):
+            with pytest.raises(ConfigError, match=r"is no encoder-decoder\. Name one"):
                 check_backbone(config, FID, Text2Text())
             check_backbone(config, NoFusion(), Text2Text())
-    start = RunConfig(train="x", output="y", fusion="fid", backbone=str(tmp_path / "gpt2"), backbone_encoder_decoder=True)
+    start = RunConfig(
+        train="x", output="y", fusion="fid", backbone=str(tmp_path / "gpt2"), backbone_encoder_decoder=True
+    )
     check_backbone(start, FID, Text2Text())
 
 
@@ -213,6 +219,7 @@ def test_mistakes_say_what_to_do():
         model.encode(Split(split.examples))
     decoder = torch.nn.Identity()
     decoder.get_decoder = lambda: decoder
-    with pytest.raises(BackboneError, match="Identity is not given encoder_hidden_states"):
-        with read_together(decoder, torch.zeros(1, 1, dtype=torch.long)):
-            decoder(torch.zeros(1))
+    rows = torch.zeros(1, 1, dtype=torch.long)
+    message = "Identity is not given encoder_hidden_states"
+    with pytest.raises(BackboneError, match=message), read_together(decoder, rows):
+        decoder(torch.zeros(1))

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from peft_rag.errors import ConformanceError
-from peft_rag.fusion.base import READ, encode_inputs, neighbours_of
+from peft_rag.fusion.base import READ, encode_inputs
 from peft_rag.fusion.concat import ConcatFusion
 from peft_rag.fusion.marginal import MarginalFusion
+from peft_rag.fusion.reading import neighbours_of
 from peft_rag.registry import FUSIONS, names
 from peft_rag.retrieval.base import Neighbours
 from peft_rag.testing import TINY_BACKBONES, check_fusion

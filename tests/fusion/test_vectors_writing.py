@@ -79,7 +79,9 @@ def looking(model, row):
         if not there:
             return None
         hidden = output[0] if isinstance(output, tuple) else output
-        new = torch.tensor([[looped(model.fusion_module.layers[layer], token, there)[0] for token in hidden[0].tolist()]])
+        new = torch.tensor(
+            [[looped(model.fusion_module.layers[layer], token, there)[0] for token in hidden[0].tolist()]]
+        )
         return (new, *output[1:]) if isinstance(output, tuple) else new
 
     return [stack[int(name)].register_forward_hook(partial(changed, name)) for name in model.fusion_module.layers]
@@ -96,9 +98,7 @@ def next_log_probs(model, row, written):
             else:
                 states = bare.get_encoder()(inputs_embeds=embeds_of(model, row, [])).last_hidden_state
                 given = torch.tensor([[model.decoder_start, *written]])
-                logits = bare(
-                    encoder_outputs=BaseModelOutput(states), decoder_input_ids=given, use_cache=False
-                ).logits
+                logits = bare(encoder_outputs=BaseModelOutput(states), decoder_input_ids=given, use_cache=False).logits
     finally:
         for hook in hooks:
             hook.remove()
@@ -227,9 +227,7 @@ def test_a_prompt_that_is_written_on_is_never_cut_for_soft_tokens():
 
 def test_soft_tokens_count_in_what_an_encoder_reads():
     model = model_of("t5", Text2Text(target_length=6), ProjectorFusion(k=2, tokens=4))
-    split = Split(
-        examples_of(model, (" ".join(["w1"] * 40), "w2 w3")), Neighbours.of_rows([[(0, 0.9), (1, 0.5)]])
-    )
+    split = Split(examples_of(model, (" ".join(["w1"] * 40), "w2 w3")), Neighbours.of_rows([[(0, 0.9), (1, 0.5)]]))
     (row,) = model.encode(split)
     assert (len(row["input_ids"]), row[READ]) == (24, [0, 1])
 
