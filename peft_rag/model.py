@@ -188,8 +188,8 @@ class RetrievalAugmentedModel(AdapterParts):
                 the backbone or the fusion reads.
 
         Returns:
-            ``loss`` (scalar, nats; with labels; in training with what the fusion learns besides), ``log_probs`` in nats,
-            ``features`` ``(B, D)``, and for a fusion that weighs its neighbours ``weights`` ``(B, K)``.
+            ``loss`` (scalar, nats; with labels; in training what the fusion learns besides is added), ``log_probs`` in
+            nats, ``features`` ``(B, D)``, and for a fusion that weighs its neighbours ``weights`` ``(B, K)``.
         """
         fused = self.fusion.run(self.read, batch, self.fusion_module)
         outputs = {"log_probs": fused.log_probs, "features": fused.features}
