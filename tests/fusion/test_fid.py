@@ -7,9 +7,10 @@ import torch
 from transformers import TextStreamer
 from transformers.modeling_outputs import BaseModelOutput
 
+from peft_rag.artefact import load
 from peft_rag.backbone import as_backbone
 from peft_rag.combinations import check_backbone, check_task
-from peft_rag.config import RunConfig
+from peft_rag.config import RunConfig, from_mapping
 from peft_rag.encoder_states import joined, read_together
 from peft_rag.errors import BackboneError, ConfigError, RetrievalError
 from peft_rag.fingerprint import weights_fingerprint
@@ -18,6 +19,7 @@ from peft_rag.fusion.fid import FidFusion
 from peft_rag.fusion.marginal import MarginalFusion
 from peft_rag.fusion.none import NoFusion
 from peft_rag.generation import write
+from peft_rag.job import run
 from peft_rag.methods import backbone_tensors
 from peft_rag.model import RetrievalAugmentedModel
 from peft_rag.retrieval.base import Neighbours
@@ -25,6 +27,7 @@ from peft_rag.tasks.text2text import Text2Text
 from peft_rag.tasks.text_classification import TextClassification
 from peft_rag.tasks.text_generation import TextGeneration
 from peft_rag.testing import TINY_BACKBONES
+from tests.conftest import write_jsonl
 from tests.fusion.writers import ENCODER_DECODERS, PAIRS, case, check_gradients, greedy, ids_of, loss_of
 from tests.test_generation import tokenizer
 
@@ -207,6 +210,51 @@ def test_models_without_a_decoder_are_refused():
         backbone = as_backbone(TINY_BACKBONES[family](), tokenizer(), family)
         with pytest.raises(BackboneError, match=f"backbone '{family}' is not loaded as an encoder-decoder"):
             RetrievalAugmentedModel(backbone, task, FID, max_length=32)
+
+
+@pytest.fixture
+def trained(tmp_path, tiny_bert):
+    """Return what trains a tiny T5 with a fusion for a few steps: the result of the run, and where it lies."""
+    torch.set_default_dtype(torch.float32)
+    backbone = tmp_path / "t5"
+    TINY_BACKBONES["t5"]().save_pretrained(backbone)
+    tokenizer().save_pretrained(backbone)
+    data = {}
+    for name, count in (("train", 12), ("validation", 4), ("test", 4)):
+        rows = [{"source": f"w{n} w{n + 1}", "target": f"w{n + 2}", "id": f"{name}{n}"} for n in range(count)]
+        data[name] = write_jsonl(tmp_path / f"{name}.jsonl", rows)
+    about = {"task": "text2text", "task.target_length": 4, "task.scored": 2, "max_length": 32, "max_steps": 3}
+    about |= {"backbone": str(backbone), "encoder": tiny_bert, "disable_tqdm": True, "eval_strategy": "no"}
+
+    def go(name, fusion, **changes):
+        config = from_mapping({**data, **about, "fusion": fusion, "output": str(tmp_path / name), **changes})
+        return run(config, say=lambda line: None), tmp_path / name
+
+    return go
+
+
+@pytest.mark.filterwarnings("ignore:No sentence-transformers model found")
+def test_a_run_with_every_passage_dropped_is_one_without_retrieval(trained):
+    _, alone = trained("alone", "none")
+    _, dropped = trained("dropped", "fid", retrieval_dropout=1.0)
+    _, half = trained("half", "fid", retrieval_dropout=0.5, retrieval_dropout_by="random")
+    weights = [(folder / "adapter_model.safetensors").read_bytes() for folder in (alone, dropped, half)]
+    assert weights[0] == weights[1] != weights[2]
+
+
+@pytest.mark.filterwarnings("ignore:No sentence-transformers model found")
+def test_a_saved_model_keeps_to_its_minimum_score_and_its_gate(trained):
+    result, _ = trained("out", "fid", min_score=0.999999, **{"fusion.k": 2})
+    answers = result.answers.log_probs
+    assert torch.equal(answers["with_retrieval"], answers["without_retrieval"])
+    assert result.metrics["gate"] == 0.0  # nothing is that near, and of equals the cheapest is chosen
+    _, folder = trained("full", "fid", fallback=False, **{"fusion.k": 2})
+    model = load(str(folder))
+    assert model.gate == 1.0
+    texts = ["w1 w2", "w3"]
+    assert [len(one.neighbours) for one in model.predict(texts, explain=True)] == [2, 2]
+    model.gates["default"] = 0.0
+    assert [one.neighbours for one in model.predict(texts, explain=True)] == [(), ()]
 
 
 def test_mistakes_say_what_to_do():

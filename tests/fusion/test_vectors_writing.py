@@ -20,7 +20,6 @@ from peft_rag.methods import backbone_tensors
 from peft_rag.records import Record
 from peft_rag.retrieval.base import Neighbours
 from peft_rag.tasks.text2text import Text2Text
-from peft_rag.tasks.text_generation import TextGeneration
 from peft_rag.tasks.token_classification import TokenClassification
 from peft_rag.testing import TINY_BACKBONES
 from tests.fusion.models import EXAMPLES, NEIGHBOURS, make_model, stirred
@@ -168,17 +167,6 @@ def test_what_is_written_later_changes_no_earlier_token(double, backbone, fusion
     first, second = model.outputs(split).log_probs.view(2, -1)
     assert first[:2].tolist() == pytest.approx(second[:2].tolist(), abs=1e-12)
     assert (first[2:] - second[2:]).abs().min() > 1e-6
-
-
-@every_fusion
-def test_a_text_without_a_prompt_has_the_neighbours_of_none_of_its_words(fusion):
-    """Language modelling: what is judged must not have found its own neighbours."""
-    model = model_of("gpt2", TextGeneration(target_length=8), fusion)
-    records = [{"text": "w20 w21 w1"}, {"text": "w26 w27"}]
-    examples = model.task.read([Record(fields, "rows", number, "row") for number, fields in enumerate(records)])
-    split = model.split(examples)
-    assert split.neighbours.row(0) == split.neighbours.row(1) != []
-    assert torch.isfinite(model.outputs(split).log_probs).all()
 
 
 @every_fusion
