@@ -13,6 +13,7 @@ from peft_rag.errors import ConformanceError
 from peft_rag.fusion.base import READ, encode_inputs
 from peft_rag.fusion.concat import ConcatFusion
 from peft_rag.fusion.marginal import MarginalFusion
+from peft_rag.fusion.projector import ProjectorFusion
 from peft_rag.fusion.reading import neighbours_of
 from peft_rag.registry import FUSIONS, names
 from peft_rag.retrieval.base import Neighbours
@@ -132,6 +133,14 @@ class Batchwise(ConcatFusion):
 
 
 @dataclass(frozen=True)
+class Muddled(ProjectorFusion):
+    """Writes each text from the neighbours of another example."""
+
+    def prompt_with(self, inputs, vectors, mask, module, *, goes_on):
+        return super().prompt_with(inputs, vectors.flip(0), mask.flip(0), module, goes_on=goes_on)
+
+
+@dataclass(frozen=True)
 class Detached(MarginalFusion):
     """Trains a parameter that no gradient reaches."""
 
@@ -170,3 +179,8 @@ BROKEN = {
 def test_broken_fusion_is_caught_by_the_property_it_breaks(kind):
     with pytest.raises(ConformanceError, match=BROKEN[kind]):
         check_fusion(kind(), TINY_BACKBONES["bert"])
+
+
+def test_fusion_that_writes_from_others_neighbours_is_caught():
+    with pytest.raises(ConformanceError, match="a text that is written depends on its own neighbours"):
+        check_fusion(Muddled(), TINY_BACKBONES["gpt2"], writes=True)
