@@ -114,6 +114,7 @@ def written_answers(
         return answers
     given = [replace(one, labels=said.labels) for one, said in zip(split.examples, answers, strict=True)]
     split = replace(split, examples=given)
+    answers = [replace(said, tokens=model.task.decisions(one)) for said, one in zip(answers, given, strict=True)]
     outputs = model.outputs(split, batch_size=batch_size, progress=progress)
     fused = model.fuse(outputs, split, batch_size=batch_size, progress=progress)
     return explained(model, split, outputs, fused, answers, batch_size, progress, say)

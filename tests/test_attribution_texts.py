@@ -47,6 +47,7 @@ def test_effects_on_a_written_text_equal_a_loop(backbone, fusion):
         pairs = [(place[one.id], one.score) for one in given.neighbours]
         assert len(pairs) == fusion.k
         known = log_prob(model, source, text, pairs)
+        assert given.tokens == len(model.task.response_ids(Example("0", source, (text,))))
         for one in given.neighbours:
             others = [pair for pair in pairs if pair[0] != place[one.id]]
             assert one.effect == pytest.approx(known - log_prob(model, source, text, others), abs=1e-4)
