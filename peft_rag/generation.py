@@ -13,14 +13,12 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from peft_rag.attribution import explained
 from peft_rag.errors import ConfigError
 from peft_rag.fusion.base import Fusion, Split
 from peft_rag.fusion.batching import collate, inputs_of, tokens_in
 from peft_rag.fusion.next_token import NeighbourTokens
 from peft_rag.language_model import head_of
 from peft_rag.methods import quiet_peft
-from peft_rag.prediction import Prediction
 from peft_rag.tasks.base import Example
 from peft_rag.tasks.generation import Generation
 from peft_rag.writer import writer_of
@@ -79,45 +77,6 @@ def write(
                 written[place] = answer
             bar.update(len(chosen))
     return written
-
-
-def written_answers(
-    model: RetrievalAugmentedModel,
-    examples: Sequence[Example],
-    *,
-    explain: bool = False,
-    batch_size: int = _AT_ONCE,
-    progress: str = "",
-    **decoding: Any,
-) -> list[Prediction]:
-    """Write an answer to each example, with the neighbours behind it where that is asked for.
-
-    What a neighbour did is asked of the text that was written with all of them: its log-probability without that one. A
-    text is written anew without it too.
-
-    Args:
-        model: whose task writes.
-        examples: what is answered.
-        explain: also return each answer's neighbours with their scores, weights and effects.
-        batch_size: inputs run at once, where answers are explained.
-        progress: what the progress bar says; no bar if empty.
-        decoding: any of `transformers.GenerationConfig`'s names, over the task's own.
-    """
-
-    def say(log_probs: Any, asked: Split) -> list[tuple[tuple[str, ...], float]]:
-        written = write(model, asked.examples, split=asked, progress=progress, **decoding)
-        return [((text,), probability) for text, probability in written]
-
-    split = model.split([replace(example, labels=None) for example in examples])
-    answers = [Prediction(*answer) for answer in say(None, split)]
-    if not explain:
-        return answers
-    given = [replace(one, labels=said.labels) for one, said in zip(split.examples, answers, strict=True)]
-    split = replace(split, examples=given)
-    answers = [replace(said, tokens=model.task.decisions(one)) for said, one in zip(answers, given, strict=True)]
-    outputs = model.outputs(split, batch_size=batch_size, progress=progress)
-    fused = model.fuse(outputs, split, batch_size=batch_size, progress=progress)
-    return explained(model, split, outputs, fused, answers, batch_size, progress, say)
 
 
 def _virtual_tokens(model: RetrievalAugmentedModel) -> bool:

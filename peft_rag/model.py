@@ -15,12 +15,12 @@ from peft_rag.adapter_parts import AdapterParts
 from peft_rag.attribution import explained
 from peft_rag.backbone import Backbone, check_length
 from peft_rag.encoding import encode_split
-from peft_rag.errors import MethodError, RetrievalError
+from peft_rag.errors import ConfigError, MethodError, RetrievalError
 from peft_rag.fusion.base import Fusion, Memory, Outputs, Split
 from peft_rag.fusion.batching import collate
 from peft_rag.fusion.mixing import mix
 from peft_rag.fusion.none import NoFusion
-from peft_rag.generation import written_answers
+from peft_rag.generation import write
 from peft_rag.knowledge import Knowledge
 from peft_rag.language_model import check_writes, decoder_start, token_log_probs
 from peft_rag.methods import AttachReport, attach, disabled
@@ -337,9 +337,10 @@ class RetrievalAugmentedModel(AdapterParts):
         if not examples:
             return []
         if self.task.generates:
-            return written_answers(
-                self, examples, explain=explain, batch_size=batch_size, progress=progress, **(decoding or {})
-            )
+            if explain:
+                raise ConfigError("a written text is not explained yet. Leave --explain out.")
+            written = write(self, examples, progress=progress, **(decoding or {}))
+            return [Prediction((text,), probability) for text, probability in written]
         split = self.split([replace(example, labels=None) for example in examples])
         self.memory(progress=progress and "encoding the corpus")
         outputs = self.outputs(split, batch_size=batch_size, progress=progress)

@@ -35,14 +35,12 @@ class Prediction:
 
     Attributes:
         labels: what is predicted.
-        probability: of that prediction; of a written text the geometric mean over its tokens.
+        probability: of that prediction.
         neighbours: those behind it, closest first, when an explanation was asked for.
         without_retrieval: what the same model answers with all of these left out; None where there are none.
-        tokens: of an explained text, on all of which an effect is; 1 for labels.
     """
 
     labels: tuple[str, ...]
     probability: float
     neighbours: tuple[NeighbourShown, ...] = ()
     without_retrieval: Prediction | None = None
-    tokens: int = 1

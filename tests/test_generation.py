@@ -344,13 +344,5 @@ def test_a_model_that_writes_is_trained_saved_and_asked(
     assert main(["predict", str(out), data["test"], "--stream"]) == 0
     streamed = capsys.readouterr().out
     assert not streamed.startswith("{")
-    explained = main(["predict", str(out), data["test"], "--explain"])
-    printed = capsys.readouterr()
-    assert explained == (2 if fusion == "knn" else 0)
-    if fusion == "knn":
-        assert "here every word has neighbours of its own" in printed.err
-    else:
-        answers = [json.loads(line) for line in printed.out.splitlines()]
-        assert [set(line) for line in answers] == [
-            {"text", "answer", "probability", "without_retrieval", "neighbours"}
-        ] * 4
+    assert main(["predict", str(out), data["test"], "--explain"]) == 2
+    assert "a written text is not explained yet" in capsys.readouterr().err

@@ -243,10 +243,10 @@ def test_a_saved_model_keeps_to_its_minimum_score_and_its_gate(trained):
     _, folder = trained("full", "fid", fallback=False, **{"fusion.k": 2})
     model = load(str(folder))
     assert model.gate == 1.0
-    texts = ["w1 w2", "w3"]
-    assert [len(one.neighbours) for one in model.predict(texts, explain=True)] == [2, 2]
+    examples = [model.task.as_example(text, text) for text in ("w1 w2", "w3")]
+    assert [len(row["passages"]) for row in model.encode(model.split(examples))] == [2, 2]
     model.gates["default"] = 0.0
-    assert [one.neighbours for one in model.predict(texts, explain=True)] == [(), ()]
+    assert not any("passages" in row for row in model.encode(model.split(examples)))
 
 
 def test_mistakes_say_what_to_do():
