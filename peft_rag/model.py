@@ -269,8 +269,9 @@ class RetrievalAugmentedModel(AdapterParts):
                     "this model retrieves, but was given no corpus. Pass the corpus it was trained with (--corpus)."
                 )
             return Split(examples)
+        title = name if self.progress_bars and len(examples) > 1 else ""
         return self.knowledge.split(
-            examples, fusion.neighbours_wanted, name=name, exclude_duplicates=exclude_duplicates
+            examples, fusion.neighbours_wanted, name=title, exclude_duplicates=exclude_duplicates
         )
 
     def fuse(

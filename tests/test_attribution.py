@@ -291,3 +291,15 @@ def test_likelihood_of_a_prediction_is_its_probability(task: TextClassification)
     given = task.log_likelihood(log_probs, targets).tolist()
     loop = [log_prob_of(task, row, labels) for row, (labels, _) in zip(log_probs, said, strict=True)]
     assert given == pytest.approx(loop, abs=1e-5)
+
+
+def test_a_single_text_is_answered_without_a_progress_bar(
+    tiny_bert: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = make_model(tiny_bert, tmp_path, ConcatFusion(k=2))
+    model.predict(["apple"])
+    capsys.readouterr()
+    model.predict(["iron"])
+    assert capsys.readouterr() == ("", "")
+    model.predict(["pear", "zinc"])
+    assert "neighbours of inputs" in capsys.readouterr().err
