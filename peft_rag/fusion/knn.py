@@ -84,13 +84,18 @@ class KnnFusion(Fusion):
             return None
         return Setting(self.k, self.temperature, self.weight)
 
-    def share(self, found: Neighbours, memory: Memory | None, log_probs: Tensor) -> float | Tensor:
+    @property
+    def counts(self) -> bool:
+        """Whether neighbours count in any answer."""
+        return bool(self.weight)
+
+    def share(self, found: Neighbours, memory: Memory | None, log_probs: Tensor | None) -> float | Tensor:
         """Return λ: one for all R decisions here, or one for each, ``(R,)``.
 
         Args:
             found: the neighbours that vote on them.
             memory: what their positions are rows of.
-            log_probs: the model's own in nats, ``(R, …)``.
+            log_probs: the model's own in nats, ``(R, …)``; None where a text is being written.
         """
         assert self.weight is not None
         return self.weight
@@ -123,11 +128,12 @@ class KnnFusion(Fusion):
 
     def next_token(self, memory: Memory | None) -> NeighbourTokens | None:
         setting = self.setting
-        if setting is None or not setting.weight:
+        if setting is None or not self.counts:
             return None
         from peft_rag.fusion.next_token import NeighbourTokens
 
-        return NeighbourTokens(remembered(memory), setting.k, setting.temperature, setting.weight)
+        known = remembered(memory)
+        return NeighbourTokens(known, setting.k, setting.temperature, lambda found: self.share(found, known, None))
 
     def voters(self, outputs: Outputs, split: Split, memory: Memory | None) -> Neighbours:
         if self.k is None:

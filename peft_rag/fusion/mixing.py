@@ -26,10 +26,10 @@ def mix(log_model: Tensor, log_neighbours: Tensor, weight: float | Tensor) -> Te
     floor = torch.finfo(own.dtype).min
     silent = log_neighbours.isnan()
     if isinstance(weight, torch.Tensor):
-        share = weight.to(own.dtype).reshape(-1, *[1] * (own.dim() - 1))
+        share = weight.reshape(-1, *[1] * (own.dim() - 1))
         # A row without an opinion must not send NaN into the gradient of what decides λ.
         voted = torch.where(silent, 0.0, log_neighbours).clamp(min=floor)
-        mixed = torch.logaddexp(voted + share.log(), own + torch.log1p(-share))
+        mixed = torch.logaddexp(voted + share.log().to(own.dtype), own + torch.log1p(-share).to(own.dtype))
     elif weight == 0:
         return own
     else:
