@@ -343,5 +343,10 @@ def test_a_model_that_writes_is_trained_saved_and_asked(
     assert main(["predict", str(out), data["test"], "--stream"]) == 0
     streamed = capsys.readouterr().out
     assert not streamed.startswith("{")
-    assert main(["predict", str(out), data["test"], "--explain"]) == 2
-    assert "a written text is not explained yet" in capsys.readouterr().err
+    assert main(["predict", str(out), data["test"], "--stream", "--explain"]) == 2
+    assert "Leave one out" in capsys.readouterr().err
+    assert main(["predict", str(out), data["test"], "--explain", "--html", str(tmp_path / "why.html")]) == 0
+    for line in map(json.loads, capsys.readouterr().out.splitlines()):
+        assert bool(line["neighbours"]) == bool(line["without_retrieval"]) == (fusion != "none")
+        assert {"answer_without", "label_without"}.isdisjoint(*line["neighbours"] or [{}])
+    assert "Why the model answered" in (tmp_path / "why.html").read_text()
