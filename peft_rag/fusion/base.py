@@ -392,11 +392,7 @@ def own_spans(offsets: Sequence[Span], segments: Sequence[int | None], segment: 
 
 
 def neighbours_of(name: str, split: Split, corpus: Corpus | None) -> tuple[Neighbours, Corpus]:
-    """Return what a fusion that reads neighbours needs.
-
-    Raises:
-        RetrievalError: there are none.
-    """
+    """Return what a fusion that reads neighbours needs, or raise `RetrievalError` where there are none."""
     if corpus is None or split.neighbours is None:
         raise RetrievalError(f"fusion '{name}' was given no neighbours. Pass the corpus it was trained with.")
     return split.neighbours, corpus
