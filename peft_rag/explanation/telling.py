@@ -75,6 +75,8 @@ class Telling:
 
     def document_parts(self, one: NeighbourShown) -> Parts:
         """Return the parts of a passage that its labels name; none where these are not one for each word."""
+        if not self.names:
+            return ()
         try:
             return self.parts(self.task.example_of(_document(one), one.id), one.labels)
         except PeftRagError:
