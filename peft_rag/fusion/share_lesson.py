@@ -78,7 +78,7 @@ class Lesson:
     def folds(self) -> list[int]:
         """Return the part of each decision; examples of one group or one text are never in two."""
         places: dict[str, int] = {}
-        keys = [f"group {one.group}" if one.group else f"text {text_key(one.text)}" for one in self.examples]
+        keys = [f"group {one.group}" if one.group else f"text {text_key(one.asked)}" for one in self.examples]
         parts = [places.setdefault(key, len(places)) % FOLDS for key in keys]
         return parts if self.decisions is None else [parts[owner] for owner in self.decisions.owners]
 
