@@ -26,7 +26,7 @@ FORMAT = 1
 MANIFEST = "peft_rag.json"
 HASHED = ("adapter_config.json", "adapter_model.safetensors", "head.safetensors")
 PUBLISHED = (*HASHED, MANIFEST, "metrics.json", "README.md")
-_FUSION, _LONG = "fusion.", "long_inputs."
+_FUSION, _FITTED, _LONG = "fusion.", "fitted.", "long_inputs."
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"}  # refused unread
 _PACKAGES = ("peft-rag", "torch", "transformers", "peft", "sentence-transformers", "hnswlib")
 
@@ -55,6 +55,7 @@ def save(model: RetrievalAugmentedModel, folder: Path, metrics: Mapping[str, Any
         if model.fusion_module is not None:
             state = model.fusion_module.state_dict()
             tensors |= {f"{_FUSION}{name}": tensor.contiguous() for name, tensor in state.items()}
+        tensors |= {f"{_FITTED}{name}": tensor.contiguous() for name, tensor in model.fusion.tensors().items()}
         reader = model.long_inputs.get(model.adapter)
         if reader is not None:
             tensors |= {f"{_LONG}{name}": torch.from_numpy(array) for name, array in reader.arrays().items()}
@@ -214,6 +215,7 @@ def _fill(model: RetrievalAugmentedModel, folder: Path, manifest: Mapping[str, A
     model.head.load_state_dict(_part(state, "head."))
     if model.fusion_module is not None:
         model.fusion_module.load_state_dict(_part(state, _FUSION))
+    model.fusions[name] = model.fusion.with_tensors(_part(state, _FITTED))
     if manifest.get("long_inputs"):
         learned = {key: tensor.numpy() for key, tensor in _part(state, _LONG).items()}
         encoder = make_encoder(manifest["long_inputs"]["encoder"])

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from peft_rag.attribution import explained
 from peft_rag.errors import ConfigError
 from peft_rag.fusion.base import Fusion, Split
 from peft_rag.fusion.batching import collate, inputs_of, tokens_in
 from peft_rag.fusion.next_token import NeighbourTokens
+from peft_rag.fusion.none import NoFusion
 from peft_rag.language_model import head_of
 from peft_rag.methods import quiet_peft
+from peft_rag.prediction import Prediction
 from peft_rag.tasks.base import Example
 from peft_rag.tasks.generation import Generation
 from peft_rag.writer import writer_of
@@ -29,7 +32,75 @@ if TYPE_CHECKING:
 _AT_ONCE = 16
 
 
-def write(
+@dataclass(frozen=True)
+class Written:
+    """A text that a model wrote.
+
+    Attributes:
+        text: as it is read.
+        probability: the geometric mean of its tokens' probabilities.
+        tokens: that it was decoded from, its end among them where it was reached.
+    """
+
+    text: str
+    probability: float
+    tokens: tuple[int, ...]
+
+
+def predict_texts(
+    model: RetrievalAugmentedModel,
+    examples: Sequence[Example],
+    *,
+    explain: bool = False,
+    batch_size: int = 64,
+    progress: str = "",
+    decoding: Mapping[str, Any] | None = None,
+) -> list[Prediction]:
+    """Write an answer to each example, and explain it by its neighbours.
+
+    An explained text is written once more without neighbours; with one of them left out it is not, but judged as it
+    stands (`peft_rag.attribution`).
+
+    Args:
+        model: whose task writes.
+        examples: what is answered.
+        explain: whether neighbours and their effects are returned too.
+        batch_size: inputs judged at once.
+        progress: what the progress bar says; no bar if empty.
+        decoding: any of `transformers.GenerationConfig`'s names, over the task's own.
+    """
+    options = dict(decoding or {})
+    split = model.split([replace(example, labels=None) for example in examples])
+    said = write_tokens(model, examples, split=split, progress=progress, **options)
+    answers = [_predicted(one) for one in said]
+    if not explain or model.knowledge is None:
+        return answers
+    taught = [
+        replace(example, labels=(one.text,), tokens=one.tokens) for example, one in zip(examples, said, strict=True)
+    ]
+    split = replace(split, examples=taught)
+    outputs = model.outputs(split, batch_size=batch_size, progress=progress)
+    fused = model.fuse(outputs, split, batch_size=batch_size, progress=progress)
+    told = explained(model, split, outputs, fused, answers, batch_size, progress)
+    places = [place for place, one in enumerate(told) if one.neighbours]
+    title = progress and "writing without neighbours"
+    part = split.of(places)
+    alone = write_tokens(model, part.examples, split=part, fusion=NoFusion(), progress=title, **options)
+    for place, one in zip(places, alone, strict=True):
+        told[place] = replace(told[place], without_retrieval=_predicted(one))
+    return told
+
+
+def _predicted(written: Written) -> Prediction:
+    return Prediction((written.text,), written.probability, tokens=len(written.tokens))
+
+
+def write(model: RetrievalAugmentedModel, examples: Sequence[Example], **options: Any) -> list[tuple[str, float]]:
+    """Write an answer to each example, as `write_tokens` does; return each text, and its probability."""
+    return [(one.text, one.probability) for one in write_tokens(model, examples, **options)]
+
+
+def write_tokens(
     model: RetrievalAugmentedModel,
     examples: Sequence[Example],
     *,
@@ -39,7 +110,7 @@ def write(
     progress: str = "",
     streamer: Any = None,
     **decoding: Any,
-) -> list[tuple[str, float]]:
+) -> list[Written]:
     """Write an answer to each example.
 
     Args:
@@ -52,21 +123,20 @@ def write(
         streamer: takes the tokens of a single text as they come (`transformers.TextStreamer`).
         decoding: any of `transformers.GenerationConfig`'s names, over the task's own.
 
-    Returns:
-        each text, and the geometric mean of its tokens' probabilities.
-
     Raises:
         ConfigError: the fusion cannot be read while a text is written.
     """
     task = model.task
     assert isinstance(task, Generation)
+    if not examples:
+        return []
     bare = [replace(example, labels=None) for example in examples]
     given = replace(split, examples=bare) if split is not None else model.split(bare)
     rows = model.encode(given, fusion=fusion)
     reading = fusion or model.effective_fusion
     mixed = reading.next_token(model.memory())
     model.eval()
-    written: list[tuple[str, float]] = [("", 0.0)] * len(rows)
+    written = [Written("", 0.0, ())] * len(rows)
     with tqdm(
         total=len(rows), desc=progress, unit="text", disable=not (progress and model.progress_bars), leave=False
     ) as bar:
@@ -117,7 +187,7 @@ def _written(
     mixed: NeighbourTokens | None,
     streamer: Any,
     decoding: dict[str, Any],
-) -> list[tuple[str, float]]:
+) -> list[Written]:
     task, tokenizer = model.task, model.tokenizer
     assert isinstance(task, Generation)
     goes_on = model.decoder_start is None
@@ -167,12 +237,12 @@ def _options(task: Generation, begin: int, streamer: Any, decoding: dict[str, An
     return options
 
 
-def _answer(tokenizer: Any, tokens: list[int], log_probs: list[float]) -> tuple[str, float]:
+def _answer(tokenizer: Any, tokens: list[int], log_probs: list[float]) -> Written:
     """Return the text up to the end, and exp of the mean of log p over its tokens, the end among them."""
     end = next((place for place, token in enumerate(tokens) if token == tokenizer.eos_token_id), len(tokens))
     known = [value for value in log_probs[: end + 1] if math.isfinite(value)]
     text: str = tokenizer.decode(tokens[:end], skip_special_tokens=True)
-    return text.strip(), math.exp(sum(known) / len(known)) if known else 0.0
+    return Written(text.strip(), math.exp(sum(known) / len(known)) if known else 0.0, tuple(tokens[: end + 1]))
 
 
 def only(task: Generation, prompt: int) -> Callable[[int, Tensor], list[int]]:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from peft_rag.combinations import check_backbone, check_corpus, check_neighbours, check_task
 from peft_rag.config import WITHIN_DOCUMENT, RunConfig
 from peft_rag.data import Splits, read_splits
-from peft_rag.decisions import Decisions
 from peft_rag.evaluation.overlap import overlap_lines
 from peft_rag.measuring import (
     found_lines,
@@ -293,13 +292,15 @@ def _train_features(prepared: Prepared) -> Tensor:
         return model.outputs(prepared.train, progress="tuned features").features
     assert model.knowledge is not None
     memory = model.memory(progress="encoding the corpus")
-    features = memory.features if memory is not None else None
-    decisions = Decisions.on(prepared.splits.task, labelled_examples(model.knowledge, prepared.splits.task))
-    if features is None:
+    if memory is not None and memory.features is not None:
+        features, decisions = memory.features, memory.decisions
+    else:
         documents = Split(labelled_examples(model.knowledge, prepared.splits.task))
-        features = model.outputs(documents, progress="encoding the corpus").features
+        outputs = model.outputs(documents, progress="encoding the corpus")
+        features, decisions = outputs.features, outputs.decisions
     place = {document.id: number for number, document in enumerate(prepared.splits.corpus)}
-    return features[decisions.take([place[example.id] for example in prepared.train.examples])]
+    places = [place[example.id] for example in prepared.train.examples]
+    return features[places if decisions is None else decisions.take(places)]
 
 
 def read_data(config: RunConfig) -> Splits:

@@ -94,7 +94,7 @@ class Knowledge:
         Args:
             examples: the queries.
             k: neighbours wanted; with 0 nothing is searched by text.
-            name: of the split, for progress bars.
+            name: of the split, for progress bars; none if empty.
             same_data: whether the examples are the corpus, so that each must not find itself.
             exclude_duplicates: whether documents with an example's own text, or one too much like it, are forbidden
                 to it.

@@ -15,12 +15,12 @@ from peft_rag.adapter_parts import AdapterParts
 from peft_rag.attribution import explained
 from peft_rag.backbone import Backbone, check_length
 from peft_rag.encoding import encode_split
-from peft_rag.errors import ConfigError, MethodError, RetrievalError
+from peft_rag.errors import MethodError, RetrievalError
 from peft_rag.fusion.base import Fusion, Memory, Outputs, Split
 from peft_rag.fusion.batching import collate
 from peft_rag.fusion.mixing import mix
 from peft_rag.fusion.none import NoFusion
-from peft_rag.generation import write
+from peft_rag.generation import predict_texts
 from peft_rag.knowledge import Knowledge
 from peft_rag.language_model import check_writes, decoder_start, token_log_probs
 from peft_rag.methods import AttachReport, attach, disabled
@@ -275,8 +275,9 @@ class RetrievalAugmentedModel(AdapterParts):
                     "this model retrieves, but was given no corpus. Pass the corpus it was trained with (--corpus)."
                 )
             return Split(examples)
+        title = name if self.progress_bars and len(examples) > 1 else ""
         return self.knowledge.split(
-            examples, fusion.neighbours_wanted, name=name, exclude_duplicates=exclude_duplicates
+            examples, fusion.neighbours_wanted, name=title, exclude_duplicates=exclude_duplicates
         )
 
     def fuse(
@@ -325,7 +326,7 @@ class RetrievalAugmentedModel(AdapterParts):
         Args:
             texts: strings or examples.
             explain: also return each prediction's neighbours with their scores, weights and effects; a fusion that
-                reads K neighbours answers each example up to K + 1 more times for it.
+                reads K neighbours answers each example up to K + 1 more times for it, and a text is written once more.
             batch_size: inputs run at once.
             progress: what the progress bar says; no bar if empty.
             decoding: how texts are written: any of `transformers.GenerationConfig`'s names.
@@ -337,10 +338,8 @@ class RetrievalAugmentedModel(AdapterParts):
         if not examples:
             return []
         if self.task.generates:
-            if explain:
-                raise ConfigError("a written text is not explained yet. Leave --explain out.")
-            written = write(self, examples, progress=progress, **(decoding or {}))
-            return [Prediction((text,), probability) for text, probability in written]
+            options: dict[str, Any] = {"batch_size": batch_size, "progress": progress, "decoding": decoding}
+            return predict_texts(self, examples, explain=explain, **options)
         split = self.split([replace(example, labels=None) for example in examples])
         self.memory(progress=progress and "encoding the corpus")
         outputs = self.outputs(split, batch_size=batch_size, progress=progress)

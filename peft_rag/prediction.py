@@ -17,7 +17,8 @@ class NeighbourShown:
         weight: how much it counted; the weights of one example sum to at most 1.
         effect: log p(prediction | all neighbours) - log p(prediction | all but this one) in nats; above 0 where it
             spoke for the prediction.
-        labels_without: what would be predicted if this one were left out.
+        labels_without: what would be predicted if this one were left out; None where that was not asked, because a text
+            would have to be written once more.
     """
 
     id: str
@@ -26,7 +27,7 @@ class NeighbourShown:
     score: float
     weight: float
     effect: float
-    labels_without: tuple[str, ...]
+    labels_without: tuple[str, ...] | None
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,16 @@ class Prediction:
     """One answer.
 
     Attributes:
-        labels: what is predicted.
-        probability: of that prediction.
-        neighbours: those behind it, closest first, when an explanation was asked for.
+        labels: what is predicted, or the text that was written.
+        probability: of that prediction; of a text the geometric mean over its tokens.
+        neighbours: those behind it, closest first, when an explanation was asked for; where each word or token has
+            neighbours of its own, the documents these belong to, heaviest first.
         without_retrieval: what the same model answers with all of these left out; None where there are none.
+        tokens: of a text that was written, its end among them; 0 where labels are picked.
     """
 
     labels: tuple[str, ...]
     probability: float
     neighbours: tuple[NeighbourShown, ...] = ()
     without_retrieval: Prediction | None = None
+    tokens: int = 0

@@ -13,6 +13,7 @@ import torch
 from peft_rag.artefact import load
 from peft_rag.backbone import load_backbone
 from peft_rag.corpus import Corpus, Document
+from peft_rag.fusion.adaptive_knn import AdaptiveKnnFusion
 from peft_rag.fusion.base import Fusion, Reader, Split
 from peft_rag.fusion.concat import ConcatFusion
 from peft_rag.fusion.knn import KnnFusion
@@ -25,6 +26,7 @@ from peft_rag.retrieval.base import Neighbours
 from peft_rag.tasks.base import Example
 from peft_rag.tasks.text_classification import TextClassification
 from tests.conftest import WORDS, toy_records
+from tests.fusion.test_adaptive_knn import some_network
 
 pytestmark = pytest.mark.filterwarnings("ignore:No sentence-transformers model found")
 
@@ -42,6 +44,7 @@ VOTING = [
     for space in ("tuned", "retriever")
     for k, weight in ((4, 0.6), (1, 0.6), (3, 1.0))
 ]
+ADAPTIVE = AdaptiveKnnFusion(k=4, temperature=0.2, weight=0.6, adapts=True, network=some_network(10))
 
 
 def corpus_of(task: TextClassification) -> Corpus:
@@ -110,7 +113,7 @@ def check_against_a_loop(model: RetrievalAugmentedModel, task: TextClassificatio
 
 
 @pytest.mark.parametrize("task", [SINGLE, MULTI], ids=["single-label", "multi-label"])
-@pytest.mark.parametrize("fusion", [*READING, *VOTING], ids=str)
+@pytest.mark.parametrize("fusion", [*READING, *VOTING, ADAPTIVE], ids=str)
 def test_effects_equal_a_loop_that_asks_again_without_each_neighbour(
     tiny_bert: str, tmp_path: Path, fusion: Fusion, task: TextClassification
 ) -> None:
@@ -273,7 +276,7 @@ def test_a_strangers_fusion_that_reads_neighbours_is_explained_without_being_kno
     assert max(map(abs, effects)) > 0.001
 
 
-@pytest.mark.parametrize("fusion", [ConcatFusion(k=2), KnnFusion(k=4, temperature=0.2, weight=0.6)], ids=str)
+@pytest.mark.parametrize("fusion", [ConcatFusion(k=2), KnnFusion(k=4, temperature=0.2, weight=0.6), ADAPTIVE], ids=str)
 def test_saved_artefact_explains_as_before(tiny_bert: str, tmp_path: Path, fusion: Fusion) -> None:
     model = make_model(tiny_bert, tmp_path, fusion)
     before = model.predict(TEXTS, explain=True)
@@ -291,3 +294,15 @@ def test_likelihood_of_a_prediction_is_its_probability(task: TextClassification)
     given = task.log_likelihood(log_probs, targets).tolist()
     loop = [log_prob_of(task, row, labels) for row, (labels, _) in zip(log_probs, said, strict=True)]
     assert given == pytest.approx(loop, abs=1e-5)
+
+
+def test_a_single_text_is_answered_without_a_progress_bar(
+    tiny_bert: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = make_model(tiny_bert, tmp_path, ConcatFusion(k=2))
+    model.predict(["apple"])
+    capsys.readouterr()
+    model.predict(["iron"])
+    assert capsys.readouterr() == ("", "")
+    model.predict(["pear", "zinc"])
+    assert "neighbours of inputs" in capsys.readouterr().err

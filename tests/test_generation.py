@@ -329,7 +329,8 @@ def test_a_model_that_writes_is_trained_saved_and_asked(
     out = tmp_path / "out"
     words += ["--task", "text2text", "--backbone", tiny_writer(family), "--encoder", tiny_bert, "--fusion", fusion]
     words += ["--task.target_length", "6", "--max_length", "32", "--max_steps", "4", "--eval_strategy", "no"]
-    assert main(["train", *words, "--output", str(out), "--disable_tqdm", "true"]) == 0
+    words += ["--fallback", "false", "--disable_tqdm", "true"]
+    assert main(["train", *words, "--output", str(out)]) == 0
     printed = capsys.readouterr().out
     assert "perplexity" in printed
     assert "exact_match" in printed
@@ -344,5 +345,10 @@ def test_a_model_that_writes_is_trained_saved_and_asked(
     assert main(["predict", str(out), data["test"], "--stream"]) == 0
     streamed = capsys.readouterr().out
     assert not streamed.startswith("{")
-    assert main(["predict", str(out), data["test"], "--explain"]) == 2
-    assert "a written text is not explained yet" in capsys.readouterr().err
+    assert main(["predict", str(out), data["test"], "--stream", "--explain"]) == 2
+    assert "Leave one out" in capsys.readouterr().err
+    assert main(["predict", str(out), data["test"], "--explain", "--html", str(tmp_path / "why.html")]) == 0
+    for line in map(json.loads, capsys.readouterr().out.splitlines()):
+        assert bool(line["neighbours"]) == bool(line["without_retrieval"]) == (fusion != "none")
+        assert not any("answer_without" in one for one in line["neighbours"])
+    assert "Why the model answered" in (tmp_path / "why.html").read_text()

@@ -13,6 +13,7 @@ from peft_rag.cli.flags import refuse
 from peft_rag.cli.writing import add_writing_options, check_writes, decoding_of, stream
 
 if TYPE_CHECKING:
+    from peft_rag.explanation.telling import Telling
     from peft_rag.model import RetrievalAugmentedModel
     from peft_rag.prediction import Prediction
     from peft_rag.tasks.base import Example, Task
@@ -91,6 +92,7 @@ def _run(known: argparse.Namespace, rest: Sequence[str]) -> None:
     from transformers import set_seed
 
     from peft_rag.cli.progress import write_result_text
+    from peft_rag.explanation.telling import Telling
     from peft_rag.parts import make_part
     from peft_rag.records import read_records
 
@@ -120,8 +122,8 @@ def _run(known: argparse.Namespace, rest: Sequence[str]) -> None:
         for example, answer in zip(examples, answers, strict=True)
     ]
     if known.html:
-        texts = [example.text for example in examples]
-        write_result_text("--html", known.html, _page(texts, answers, known, model.fusion.reads_neighbours))
+        telling = Telling(task, model.fusion.reads_neighbours)
+        write_result_text("--html", known.html, _page(examples, answers, known, telling))
     if known.output:
         write_result_text("--output", known.output, "".join(f"{line}\n" for line in lines))
     else:
@@ -134,6 +136,10 @@ def _check_files(known: argparse.Namespace) -> None:
 
     if known.html and not known.explain:
         raise ConfigError("--html writes explanations. Add --explain.")
+    if known.explain and known.stream:
+        raise ConfigError(
+            "--stream shows a text while it is written, --explain asks about it afterwards. Leave one out."
+        )
     if known.html and known.output and Path(known.html).resolve() == Path(known.output).resolve():
         raise ConfigError(f"--html and --output both name '{known.html}'. Name two files.")
     for flag, name in (("--output", known.output), ("--html", known.html)):
@@ -141,11 +147,13 @@ def _check_files(known: argparse.Namespace) -> None:
             raise ArtefactError(f"'{name}' exists already. Name another file with {flag}.")
 
 
-def _page(texts: Sequence[str], answers: Sequence[Prediction], known: argparse.Namespace, reads: bool) -> str:
+def _page(
+    examples: Sequence[Example], answers: Sequence[Prediction], known: argparse.Namespace, telling: Telling
+) -> str:
     from peft_rag.explanation.page import About, page
 
     data = "standard input" if known.data == "-" else Path(known.data).name
-    return page(texts, answers, About(Path(known.artefact).resolve().name, data, reads))
+    return page(examples, answers, About(Path(known.artefact).resolve().name, data), telling)
 
 
 def _line(task: Task, example: Example, answer: Prediction, explain: bool) -> dict[str, Any]:
@@ -159,13 +167,20 @@ def _line(task: Task, example: Example, answer: Prediction, explain: bool) -> di
                 "score": round(one.score, 4),
                 "weight": round(one.weight, 4),
                 "effect": round(one.effect, 4) + 0.0,
-                **{f"{name}_without": value for name, value in task.answer(example, one.labels_without).items()},
+                **_without(task, example, one.labels_without),
                 "labels": list(one.labels),
                 "text": one.text,
             }
             for one in answer.neighbours
         ]
     return line
+
+
+def _without(task: Task, example: Example, labels: tuple[str, ...] | None) -> dict[str, Any]:
+    """Write what would be predicted with a neighbour left out, where that was asked."""
+    if labels is None:
+        return {}
+    return {f"{name}_without": value for name, value in task.answer(example, labels).items()}
 
 
 def _said(task: Task, example: Example, answer: Prediction) -> dict[str, Any]:

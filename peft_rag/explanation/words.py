@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from peft_rag.prediction import NeighbourShown, Prediction
 
@@ -41,7 +42,30 @@ def in_words(labels: Sequence[str]) -> str:
     >>> in_words(("river", "metal"))
     '“river” and “metal”'
     """
-    return _listed([f"“{label}”" for label in labels]) or "none of the labels"
+    return listed([f"“{label}”" for label in labels]) or "none of the labels"
+
+
+def _labelled(one: NeighbourShown) -> str:
+    return f"labelled {in_words(one.labels)}" if one.labels else ""
+
+
+@dataclass(frozen=True)
+class Voice:
+    """How sentences speak of answers and of passages.
+
+    Attributes:
+        answer: puts predicted labels into words.
+        document: says what a passage is labelled with; nothing if empty.
+        in_numbers: whether the probability of an answer is that of all of it, so that it can be told how it changes.
+    """
+
+    answer: Callable[[Sequence[str]], str] = in_words
+    document: Callable[[NeighbourShown], str] = _labelled
+    in_numbers: bool = True
+
+
+PICKED = Voice()
+"""Of labels that are picked."""
 
 
 def percent(probability: float) -> str:
@@ -76,14 +100,17 @@ def strongest_first(answer: Prediction) -> list[NeighbourShown]:
     return sorted(answer.neighbours, key=lambda one: -abs(one.effect))
 
 
-def effect_in_words(answer: Prediction, one: NeighbourShown, passage: str = "this passage") -> str:
+def effect_in_words(
+    answer: Prediction, one: NeighbourShown, passage: str = "this passage", voice: Voice = PICKED
+) -> str:
     """Say what leaving a passage out would have done."""
     without = f"Without {passage} the answer would be"
-    other = "" if one.labels_without == answer.labels else f" The model would answer {in_words(one.labels_without)}."
+    asked = one.labels_without is not None and one.labels_without != answer.labels
+    other = f" The model would answer {voice.answer(one.labels_without or ())}." if asked else ""
     if stance(one) == "nothing":
         return f"{without} just as likely.{other}"
     before, after = percent(answer.probability), percent(min(1.0, answer.probability * math.exp(-one.effect)))
-    numbers = f" ({after} instead of {before})" if before != after else ""
+    numbers = f" ({after} instead of {before})" if before != after and voice.in_numbers else ""
     return f"{without} {_change(one.effect)}{numbers}.{other}"
 
 
@@ -97,7 +124,7 @@ def _change(effect: float) -> str:
     return f"{rounded}% {'less' if effect > 0 else 'more'} likely"
 
 
-def trace(answer: Prediction) -> list[str]:
+def trace(answer: Prediction, voice: Voice = PICKED) -> list[str]:
     """Tell step by step how an answer came about, and which passage mattered."""
     ranked = strongest_first(answer)
     if not ranked:
@@ -105,37 +132,59 @@ def trace(answer: Prediction) -> list[str]:
     steps = []
     alone = answer.without_retrieval
     if alone is not None:
-        steps.append(f"From the text alone the model would answer {_said(alone)}.")
-    closest = ranked.index(answer.neighbours[0]) + 1
-    labelled = f", labelled {in_words(answer.neighbours[0].labels)}" if answer.neighbours[0].labels else ""
-    closest_one = f"; the closest to the text is passage {closest}" if len(ranked) > 1 else ""
-    steps.append(f"It looked up {count(len(ranked), 'passage')}{closest_one}{labelled}.")
-    steps.append(_most(answer, ranked[0]))
+        steps.append(f"From the text alone the model would answer {_said(alone, voice)}.")
+    closest = max(answer.neighbours, key=lambda one: one.score)
+    labelled = voice.document(closest)
+    closest_one = f"; the closest to the text is passage {ranked.index(closest) + 1}" if len(ranked) > 1 else ""
+    steps.append(f"It looked up {count(len(ranked), 'passage')}{closest_one}{labelled and f', {labelled}'}.")
+    steps.append(_most(answer, ranked[0], voice))
     if len(ranked) > 1:
         steps.append(_sides(ranked))
     same = alone is not None and alone.labels == answer.labels
     compared = ", the same as from the text alone" if same else ", which is not what it would say from the text alone"
-    steps.append(f"With {'this passage' if len(ranked) == 1 else 'all of them'} it answers {_said(answer)}{compared}.")
+    steps.append(
+        f"With {'this passage' if len(ranked) == 1 else 'all of them'} it answers {_said(answer, voice)}{compared}."
+    )
     return steps
 
 
-def _said(answer: Prediction) -> str:
-    return f"{in_words(answer.labels)} ({percent(answer.probability)})"
+def likely(answer: Prediction) -> str:
+    """Return how likely an answer is, as a reader sees it."""
+    return f"{percent(answer.probability)}{' a token' if answer.tokens else ''}"
 
 
-def _most(answer: Prediction, one: NeighbourShown) -> str:
+def _said(answer: Prediction, voice: Voice) -> str:
+    return f"{voice.answer(answer.labels)} ({likely(answer)})"
+
+
+def _most(answer: Prediction, one: NeighbourShown, voice: Voice) -> str:
     if stance(one) == "nothing":
         return "No passage by itself made a difference to speak of."
     side = "for" if one.effect > 0 else "against"
-    return f"Passage 1 mattered most, and spoke {side} the answer. {effect_in_words(answer, one, 'it')}"
+    return f"Passage 1 mattered most, and spoke {side} the answer. {effect_in_words(answer, one, 'it', voice)}"
 
 
 def _sides(ranked: Sequence[NeighbourShown]) -> str:
     stances = [stance(one) for one in ranked]
     said = {"for": "spoke for the answer", "against": "spoke against it", "nothing": "made no difference to speak of"}
     counted = [f"{stances.count(side):,} {what}" for side, what in said.items() if side in stances]
-    return f"Of the {len(ranked):,}, {_listed(counted)}."
+    return f"Of the {len(ranked):,}, {listed(counted)}."
 
 
-def _listed(parts: Sequence[str]) -> str:
+def beginning(text: str, length: int) -> str:
+    """Return a text in one line, its beginning if it is longer than so many characters.
+
+    >>> beginning("one  two three", 8)
+    'one two …'
+    """
+    line = " ".join(text.split())
+    return line if len(line) <= length else f"{line[:length].rsplit(' ', 1)[0]} …"
+
+
+def listed(parts: Sequence[str]) -> str:
+    """Return parts of a sentence as a list.
+
+    >>> listed(["a", "b", "c"])
+    'a, b and c'
+    """
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -306,6 +306,14 @@ class Fusion(ABC):
 
     def fit(self, outputs: Outputs, split: Split, memory: Memory | None, task: Task, targets: Tensor) -> Self:
         """Return this fusion with every open option chosen on validation examples and their targets."""
+        return self
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what `fit` learned besides settings, by name; an artefact keeps it bit for bit."""
+        return {}
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
+        """Return this fusion, made of saved settings, with what `tensors` gave when they were saved."""
         return self
 
     def with_given_neighbours(self) -> Self:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,12 +11,13 @@ from typing_extensions import Self
 
 from peft_rag.errors import ConfigError, RetrievalError
 from peft_rag.fusion.base import Fusion, Memory, Outputs, Reader, Shown, Split, encode_inputs
+from peft_rag.fusion.knn_choice import KS, Setting, Settings, choose_setting
 from peft_rag.fusion.mixing import mix
-from peft_rag.tasks.base import LEAST_LOG_PROB
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
+    import torch
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -25,11 +25,6 @@ if TYPE_CHECKING:
     from peft_rag.fusion.next_token import NeighbourTokens
     from peft_rag.retrieval.base import Neighbours
     from peft_rag.tasks.base import Task
-
-_KS = (1, 2, 4, 8, 16, 32, 64)
-_TEMPERATURES = (0.01, 0.02, 0.05, 0.1, 0.2)
-_WEIGHTS = tuple(step / 20 for step in range(21))
-_USUAL_K, _USUAL_TEMPERATURE, _USUAL_WEIGHT = 16, 0.05, 0.3
 
 
 @dataclass(frozen=True)
@@ -69,7 +64,7 @@ class KnnFusion(Fusion):
 
     @property
     def neighbours_wanted(self) -> int:
-        return (self.k or max(_KS)) if self.space == "retriever" else 0
+        return (self.k or max(KS)) if self.space == "retriever" else 0
 
     @property
     def needs_labels(self) -> bool:
@@ -82,69 +77,63 @@ class KnnFusion(Fusion):
     def encode(self, split: Split, corpus: Corpus | None, reader: Reader) -> list[dict[str, Any]]:
         return encode_inputs(split, reader)
 
+    @property
+    def setting(self) -> Setting | None:
+        """How neighbours vote; None before that is chosen."""
+        if self.weight is None or self.temperature is None or self.k is None:
+            return None
+        return Setting(self.k, self.temperature, self.weight)
+
+    @property
+    def counts(self) -> bool:
+        """Whether neighbours count in any answer."""
+        return bool(self.weight)
+
+    def share(self, found: Neighbours, memory: Memory | None, log_probs: Tensor | None) -> float | Tensor:
+        """Return λ: one for all R decisions here, or one for each, ``(R,)``.
+
+        Args:
+            found: the neighbours that vote on them.
+            memory: what their positions are rows of.
+            log_probs: the model's own in nats, ``(R, …)``; None where a text is being written.
+        """
+        assert self.weight is not None
+        return self.weight
+
     def combine(self, outputs: Outputs, split: Split, memory: Memory | None, task: Task) -> Tensor:
         """Return log(λ·p_kNN + (1-λ)·p_model); before λ, T and k are fitted, the model's own."""
-        if self.weight is None or self.temperature is None or self.k is None:
+        setting = self.setting
+        if setting is None:
             return outputs.log_probs
-        found = self._search(outputs, split, memory, self.k)
+        own, known = outputs.log_probs, remembered(memory)
+        found = self._search(outputs, split, memory, setting.k)
         asked = task.targets(split.examples) if task.generates else None
-        votes = neighbour_log_probs(found, _remembered(memory), task, self.temperature, asked)
-        return mix(outputs.log_probs, votes, self.weight)
+        votes = neighbour_log_probs(found, known, task, setting.temperature, asked, own.dtype)
+        return mix(own, votes, self.share(found, known, own))
 
     def fit(self, outputs: Outputs, split: Split, memory: Memory | None, task: Task, targets: Tensor) -> Self:
-        """Choose k, T and λ on validation: the usual setting, unless another is convincingly better.
-
-        The usual one (k 16, T 0.05, λ 0.3) was best over 5 to 20 training examples a class of banking77; a tenth of so
-        few is too little to choose among hundreds of settings, whose best by chance alone answered 0.3 to 1.0 points
-        less of the 2,000 examples held back. The best by the task's main metric, and among equals by the mean
-        log-likelihood, is taken where it is right about more examples than the usual one by over two standard errors of
-        the difference. Else, where the usual one is worse than no neighbours at all, λ alone is chosen, 0 among them.
-
-        A log-probability counts as `LEAST_LOG_PROB` at least: where λ = 1 is given, a target that no neighbour votes
-        for must not make every choice equally bad.
-        """
-        known = len(_remembered(memory).targets)
-        ks = [self.k] if self.k else [k for k in _KS if k <= known]
-        temperatures = [self.temperature] if self.temperature else _TEMPERATURES
-        weights = [self.weight] if self.weight is not None else _WEIGHTS
-        usual = (
-            self.k or max(k for k in ks if k <= _USUAL_K),
-            self.temperature or _USUAL_TEMPERATURE,
-            _USUAL_WEIGHT if self.weight is None else self.weight,
-        )
-        found, asked = self._search(outputs, split, memory, max(ks)), targets if task.generates else None
+        """Choose k, T and λ on validation; see `peft_rag.fusion.knn_choice`."""
+        known = remembered(memory)
+        settings = Settings.open(self.k, self.temperature, self.weight, len(known.targets))
+        found, asked = self._search(outputs, split, memory, max(settings.ks)), targets if task.generates else None
 
         def votes(k: int, temperature: float) -> Tensor:
-            return neighbour_log_probs(found.head(k), _remembered(memory), task, temperature, asked)
+            return neighbour_log_probs(found.head(k), known, task, temperature, asked, outputs.log_probs.dtype)
 
-        def mixed(voted: Tensor, weight: float) -> Tensor:
-            return mix(outputs.log_probs, voted, weight).clamp(min=LEAST_LOG_PROB)
-
-        merits: dict[tuple[int, float, float], tuple[float, float]] = {}
-        for k, temperature in itertools.product(ks, temperatures):
-            voted = votes(k, temperature)
-            for weight in weights:
-                merits[k, temperature, weight] = task.merit(mixed(voted, weight), targets, split.examples)
-        best = max(merits, key=lambda setting: merits[setting])
-        right, by_habit = (task.right(mixed(votes(*one[:2]), one[2]), targets) for one in (best, usual))
-        if _convincing(right - by_habit):
-            chosen = best
-        elif merits[usual] < merits.get((*usual[:2], 0.0), merits[usual]):
-            chosen = max((one for one in merits if one[:2] == usual[:2]), key=lambda one: merits[one])
-        else:
-            chosen = usual
-        k, temperature, weight = chosen
+        k, temperature, weight = choose_setting(settings, outputs.log_probs, votes, task, targets, split.examples)
         return replace(self, k=k, temperature=temperature, weight=weight)
 
     def with_given_neighbours(self) -> Self:
         return replace(self, space="retriever")
 
     def next_token(self, memory: Memory | None) -> NeighbourTokens | None:
-        if not self.weight or self.temperature is None or self.k is None:
+        setting = self.setting
+        if setting is None or not self.counts:
             return None
         from peft_rag.fusion.next_token import NeighbourTokens
 
-        return NeighbourTokens(_remembered(memory), self.k, self.temperature, self.weight)
+        known = remembered(memory)
+        return NeighbourTokens(known, setting.k, setting.temperature, lambda found: self.share(found, known, None))
 
     def voters(self, outputs: Outputs, split: Split, memory: Memory | None) -> Neighbours:
         if self.k is None:
@@ -156,14 +145,16 @@ class KnnFusion(Fusion):
 
         Where an example takes several decisions, a document counts the mean over them, and its score is its highest.
         """
-        if self.weight is None or self.temperature is None or self.k is None:
+        setting = self.setting
+        if setting is None:
             return super().shown(outputs, split, memory)
-        found = self._search(outputs, split, memory, self.k)
-        rows = []
-        for row in range(len(found)):
+        found = self._search(outputs, split, memory, setting.k)
+        weight, rows = self.share(found, memory, outputs.log_probs), []
+        weights = [weight] * len(found) if isinstance(weight, (int, float)) else weight.tolist()
+        for row, weight in enumerate(weights):
             pairs = found.row(row)
-            raised = [math.exp((score - pairs[0][1]) / self.temperature) for _, score in pairs]
-            shares = [self.weight * value / sum(raised) for value in raised]
+            raised = [math.exp((score - pairs[0][1]) / setting.temperature) for _, score in pairs]
+            shares = [weight * value / sum(raised) for value in raised]
             rows.append([Shown(place, score, share) for (place, score), share in zip(pairs, shares, strict=True)])
         if outputs.decisions is None or memory is None or memory.decisions is None:
             return rows
@@ -179,21 +170,20 @@ class KnnFusion(Fusion):
             return split.neighbours.head(k)
         from peft_rag.retrieval.vectors import exact_search
 
-        known = _remembered(memory).features
+        known = remembered(memory).features
         if known is None:
             raise RetrievalError("fusion 'knn' searches the tuned space, but the corpus was not encoded.")
-        forbidden = forbidden_rows(outputs, split, _remembered(memory)) or None
+        forbidden = forbidden_rows(outputs, split, remembered(memory)) or None
         return exact_search(unit(outputs.features), unit(known), k, forbidden)
 
 
-def _convincing(gains: Tensor) -> bool:
-    """Say whether a gain on each of N decisions ``(N,)`` is above 0 in the mean by over two standard errors."""
-    gains = gains.double()
-    return len(gains) > 1 and float(gains.mean()) > 2 * float(gains.std()) / math.sqrt(len(gains))
-
-
 def neighbour_log_probs(
-    found: Neighbours, memory: Memory, task: Task, temperature: float, asked: Tensor | None = None
+    found: Neighbours,
+    memory: Memory,
+    task: Task,
+    temperature: float,
+    asked: Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Return log p_kNN(y|x) = log Σ_z softmax(s/T)_z·[y_z = y] in nats, shaped as the task's log-probabilities.
 
@@ -205,10 +195,11 @@ def neighbour_log_probs(
         task: turns targets into probabilities.
         temperature: T, above 0.
         asked: the right tokens, where the task writes text and answers are about these alone.
+        dtype: of the result; that of the scores by default.
     """
     import torch
 
-    scores = torch.as_tensor(np.array(found.scores))
+    scores = torch.as_tensor(np.array(found.scores)).to(dtype or torch.float32)
     shares = (scores / temperature).softmax(-1)
     targets = memory.targets.cpu()[torch.as_tensor(np.array(found.positions)).clamp(min=0)]
     votes = task.vote(targets, asked)
@@ -242,7 +233,8 @@ def _by_document(rows: Sequence[Sequence[Shown]], owners: NDArray[np.int64]) -> 
     return [Shown(place, scores[place], weights[place]) for place in sorted(scores, key=lambda one: -weights[one])]
 
 
-def _remembered(memory: Memory | None) -> Memory:
+def remembered(memory: Memory | None) -> Memory:
+    """Return what neighbours are rows of, or raise `RetrievalError` where there is nothing."""
     if memory is None:
         raise RetrievalError("fusion 'knn' needs the labelled corpus it was trained with. Pass it with --corpus.")
     return memory

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,10 @@ from peft_rag.fusion.mixing import mix
 
 if TYPE_CHECKING:
     from peft_rag.fusion.base import Memory
+    from peft_rag.retrieval.base import Neighbours
+
+Share = Callable[["Neighbours"], "float | Tensor"]
+"""Returns λ of each row, ``(B,)``, or one for all, given the neighbours that vote."""
 
 
 class NeighbourTokens(LogitsProcessor):  # type: ignore[misc]
@@ -22,14 +26,14 @@ class NeighbourTokens(LogitsProcessor):  # type: ignore[misc]
     Dims: B rows, V tokens of the vocabulary, M remembered decisions, F of a state.
     """
 
-    def __init__(self, memory: Memory, k: int, temperature: float, weight: float) -> None:
+    def __init__(self, memory: Memory, k: int, temperature: float, weight: float | Share) -> None:
         """Remember what is searched.
 
         Args:
             memory: of the training texts: their tokens, and the states that predict these.
             k: neighbours that vote.
             temperature: T of π = softmax(s/T).
-            weight: λ.
+            weight: λ, or what decides it for each row.
         """
         from peft_rag.fusion.knn import unit
 
@@ -62,4 +66,5 @@ class NeighbourTokens(LogitsProcessor):  # type: ignore[misc]
         tokens = self.tokens[torch.as_tensor(found.positions).clamp(min=0)]
         votes = torch.zeros(scores.shape).scatter_add(1, tokens, shares.float())
         own = scores.float().log_softmax(-1)
-        return mix(own, votes.log(), self.weight).to(scores.device)
+        weight = self.weight(found) if callable(self.weight) else self.weight
+        return mix(own, votes.log(), weight).to(scores.device)

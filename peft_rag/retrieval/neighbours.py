@@ -60,7 +60,7 @@ def precompute_neighbours(
         queries: the Q queries.
         k: how many neighbours each may get; fewer come back, padded, where fewer are allowed.
         cache_folder: neighbours are kept in ``cache_folder/neighbours``.
-        name: what the queries are called in progress bars, e.g. ``train``.
+        name: what the queries are called in progress bars, e.g. ``train``; no bar if empty.
         same_data: whether the queries are documents of the corpus, each then forbidden the document with its
             own id.
         exclude_duplicates: whether a query is forbidden every document of the same normalised text; None
@@ -97,7 +97,7 @@ def precompute_neighbours(
             )
         if retriever.corpus_fingerprint != corpus.fingerprint:
             retriever.index(corpus, progress="corpus")
-        found = retriever.search(texts, k, exclude, progress=f"neighbours of {name}")
+        found = retriever.search(texts, k, exclude, progress=f"neighbours of {name}" if name else None)
         if leak_threshold:
             found = only_below(found, leak_threshold)
         return {"positions": found.positions, "scores": found.scores}

@@ -52,6 +52,7 @@ class Example:
         group: examples of one group never retrieve each other; empty if there are none.
         spans: parts of the text that the task judges, where it does not judge the whole.
         documents: ids of the documents that are known to answer it; looked at in measuring alone.
+        tokens: of its label, where that is a text and these are known, as of one that a model wrote.
     """
 
     id: str
@@ -61,6 +62,7 @@ class Example:
     group: str = ""
     spans: tuple[Span, ...] = ()
     documents: tuple[str, ...] = ()
+    tokens: tuple[int, ...] = ()
 
     @property
     def asked(self) -> str:
@@ -307,6 +309,10 @@ class Task(ABC):
     def answer(self, example: Example, labels: tuple[str, ...]) -> dict[str, Any]:
         """Write predicted labels as a line of JSON holds them."""
         return {"label": labels[0] if len(labels) == 1 else list(labels)}
+
+    def named_parts(self, example: Example, labels: tuple[str, ...]) -> list[tuple[Span, str]] | None:
+        """Return the parts of a text that labels name, with what they are, in order; None where labels name none."""
+        return None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -105,6 +105,8 @@ class Generation(Task):
         """Return the tokens of the right answer, the end among them; none where it is not known."""
         if not example.labels:
             return []
+        if example.tokens:
+            return list(example.tokens)
         text = example.labels[0]
         if text not in self._known:
             ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -131,16 +131,11 @@ class TokenClassification(Task):
 
     def shown_labels(self, document: Document) -> str:
         """Write a document's entities with their kinds, as in ``Paris (location), Ada (person)``."""
-        spans = _cut(document.text, self.words or "letters")
+        spans = tuple(_cut(document.text, self.words or "letters"))
         if len(spans) != len(document.labels):
             return ", ".join(document.labels)
-        from peft_rag.evaluation.entities import entities
-
-        found = [
-            f"{document.text[spans[one.start][0] : spans[one.end - 1][1]]} ({one.type})"
-            for one in entities(document.labels)
-        ]
-        return ", ".join(found) or "nothing"
+        parts = self.named_parts(Example(document.id, document.text, spans=spans), document.labels)
+        return ", ".join(f"{document.text[slice(*span)]} ({kind})" for span, kind in parts) or "nothing"
 
     def targets(self, examples: Sequence[Example]) -> Tensor:
         import torch
@@ -248,13 +243,16 @@ class TokenClassification(Task):
 
     def answer(self, example: Example, labels: tuple[str, ...]) -> dict[str, Any]:
         """Name the entities with their characters in the text, and the tag of each word."""
+        found = [
+            {"start": span[0], "end": span[1], "label": kind, "text": example.text[slice(*span)]}
+            for span, kind in self.named_parts(example, labels)
+        ]
+        return {"entities": found, "tags": list(labels)}
+
+    def named_parts(self, example: Example, labels: tuple[str, ...]) -> list[tuple[Span, str]]:
         from peft_rag.evaluation.entities import entities
 
-        found = []
-        for one in entities(labels):
-            begin, end = example.spans[one.start][0], example.spans[one.end - 1][1]
-            found.append({"start": begin, "end": end, "label": one.type, "text": example.text[begin:end]})
-        return {"entities": found, "tags": list(labels)}
+        return [((example.spans[one.start][0], example.spans[one.end - 1][1]), one.type) for one in entities(labels)]
 
     def _tags(self, classes: Tensor) -> list[str]:
         return [self.labels[index] for index in classes.tolist()]

@@ -48,6 +48,7 @@ OWN = "an example's own neighbours change its answer"
 RELOAD = "trained tensors in a fresh model give the same answers"
 WRITES = "a text that is written depends on its own neighbours, and neither on its batch nor on others'"
 FIT = "what is fitted on validation is no worse there than without retrieval"
+KEPT = "what is fitted on validation survives saving bit for bit"
 
 _MAX_LENGTH = 32
 _STEPS = 4
@@ -128,7 +129,8 @@ def check_fusion(
     example is answered as without retrieval; probabilities sum to one; an answer depends on its own neighbours and not
     on its batch, on the side of the padding, or on other examples' neighbours; training gives a gradient to every
     trained tensor and changes nothing of the backbone; the trained tensors in a fresh model give the same answers; what
-    is fitted on validation is no worse there than no retrieval; texts are written by the same rules.
+    is fitted on validation is no worse there than no retrieval, and survives saving; texts are written by the same
+    rules.
 
     Args:
         fusion: a name, or a fusion that no entry point names yet.
@@ -322,6 +324,11 @@ def _check_fit(case: _Case, model: RetrievalAugmentedModel) -> None:
         merit, alone = (task.merit(one, targets, split.examples) for one in (fused, outputs.log_probs))
         if merit < alone:
             raise ConformanceError(f"{FIT}: {merit} is less than {alone}.")
+    with case.property(KEPT):
+        settings = json.loads(json.dumps(fitted.to_dict()))
+        again = type(fitted).from_dict(settings).with_tensors(fitted.tensors()).combine(outputs, split, memory, task)
+        if not torch.equal(again, fused):
+            raise ConformanceError(f"{KEPT}: answers differ by {(again - fused).abs().max():.2e}.")
 
 
 def backbone_fingerprint(model: RetrievalAugmentedModel) -> str:

@@ -200,3 +200,28 @@ def test_documents_that_a_record_names_are_one_or_several_or_none() -> None:
     records = [Record({"source": "x", "target": "y", **one}, "test", 1) for one in given]
     assert [example.documents for example in task.read(records)] == [("a",), ("a", "7"), (), ()]
     assert [example.documents for example in Text2Text().read(records)] == [()] * 4
+
+
+def test_controls_of_a_network_that_says_one_share_are_those_of_that_share() -> None:
+    from dataclasses import replace
+
+    import torch
+
+    from peft_rag.fusion.adaptive_knn import AdaptiveKnnFusion
+    from peft_rag.fusion.knn import KnnFusion
+    from tests.fusion.test_adaptive_knn import some_network
+
+    setting = {"k": 3, "temperature": 0.2}
+    network = some_network(6)
+    even = replace(network, outer=torch.zeros_like(network.outer), outer_bias=torch.zeros_like(network.outer_bias))
+    model = model_of("gpt2", Text2Text(target_length=6), KnnFusion(weight=0.5, **setting))
+    split = Split(examples_of(model, ("w20 w21", "w22"), ("w23 w1", "w24 w28")))
+    outputs, asked = model.outputs(split), ["random", "shuffled", "oracle"]
+    plain = control_arms(model, split, outputs, asked, seed=3)
+    model.fusion = AdaptiveKnnFusion(weight=0.0, adapts=True, network=even, **setting)
+    arms = control_arms(model, split, outputs, asked, seed=3)
+    model.fusion = replace(model.fusion, network=network)
+    for arm, other in control_arms(model, split, outputs, asked, seed=3).items():
+        assert torch.allclose(arms[arm], plain[arm], atol=1e-6)
+        assert not torch.allclose(arms[arm], other)
+    assert set(arms) == {"random", "shuffled", "oracle"}

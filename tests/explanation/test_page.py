@@ -7,10 +7,15 @@ from itertools import pairwise
 import pytest
 
 from peft_rag.explanation.page import MOST_TEXTS, About, page
+from peft_rag.explanation.telling import Telling
 from peft_rag.prediction import NeighbourShown, Prediction
+from peft_rag.tasks.text2text import Text2Text
+from peft_rag.tasks.text_classification import TextClassification
+from peft_rag.tasks.token_classification import TokenClassification
 from tests.browser import EVIL, needs_browser, opened
 
-ABOUT = About("mine", "questions.jsonl", reads_neighbours=True)
+ABOUT = About("mine", "questions.jsonl")
+PICKING = TextClassification(labels=("fruit", "metal"))
 EFFECTS = (0.05, -0.7, 0.0, 1.4, 0.2, -0.1, 0.3, 0.01, 0.02, -0.03)
 LONG = "a word or two " * 100
 
@@ -22,8 +27,9 @@ def passages(effects=EFFECTS, text="a passage", labels=("fruit",)):
     )
 
 
-def written(*asked, about=ABOUT):
-    return page([text for text, _ in asked], [answer for _, answer in asked], about)
+def written(*asked, about=ABOUT, task=PICKING, reads=True):
+    examples = [task.as_example(text, str(number)) for number, (text, _) in enumerate(asked)]
+    return page(examples, [answer for _, answer in asked], about, Telling(task, reads))
 
 
 ALONE = Prediction(("metal",), 0.25)
@@ -48,7 +54,7 @@ class Elements(HTMLParser):
 
 
 def test_no_text_becomes_an_element_and_nothing_is_loaded():
-    elements = Elements(written(*ASKED, about=About(EVIL, EVIL, False))).found
+    elements = Elements(written(*ASKED, about=About(EVIL, EVIL), reads=False)).found
     names = {name for name, _ in elements}
     assert not names & {"script", "img", "link", "iframe", "object", "base"}
     attributes = {key for _, given in elements for key in given}
@@ -74,7 +80,7 @@ def test_a_page_of_many_texts_shows_the_first_and_says_how_many():
 
 def test_how_the_model_uses_passages_is_said():
     assert "reads these passages together" in written(*ASKED)
-    assert "labels of these passages then vote" in written(*ASKED, about=About("m", "d", reads_neighbours=False))
+    assert "labels of these passages then vote" in written(*ASKED, reads=False)
 
 
 @pytest.fixture(scope="module")
@@ -150,3 +156,78 @@ def test_every_text_is_reached_from_the_list_and_headings_have_no_gaps(browser, 
         levels = shown.evaluate("[...document.querySelectorAll('h1,h2,h3')].map(e => Number(e.tagName[1]))")
         assert levels[0] == 1
         assert all(after - before <= 1 for before, after in pairwise(levels))
+
+
+TAGGING = TokenClassification(labels=("O", "B-person", "I-person", "B-place", "I-place"), words="letters")
+NAMED = ("B-person", "O", "B-place", "I-place", "O")
+TAGGED = Prediction(
+    NAMED,
+    0.8,
+    (
+        NeighbourShown("d1", "Bob saw Oslo", ("B-person", "O", "B-place"), 0.9, 0.3, 0.4, ("O", *NAMED[1:])),
+        NeighbourShown("d2", "it rained", ("O", "O"), 0.8, 0.2, -0.1, ("O",) * 5),
+        NeighbourShown("d3", EVIL, ("place",), 0.7, 0.1, 0.0, NAMED),
+    ),
+    Prediction(("O",) * 5, 0.6),
+)
+WRITTEN = Prediction(
+    ("Every day it opens at nine,\nand closes at five.",),
+    0.7,
+    (
+        NeighbourShown("p1", "When does the mill open?", ("At nine.",), 0.9, 0.5, 2.0, None),
+        NeighbourShown("p2", "The mill closes at five.", (), 0.8, 0.5, 0.0, None),
+    ),
+    Prediction(("",), 0.1, tokens=1),
+    tokens=14,
+)
+
+
+def plain(text):
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", text))
+
+
+def test_named_parts_are_marked_in_the_text_and_in_passages_and_told_by_name():
+    text = written(("Ada left New York.", TAGGED), task=TAGGING, reads=False)
+    assert "<p><mark>Ada<span>person</span></mark> left <mark>New York<span>place</span></mark>.</p>" in text
+    assert "<p><mark>Bob<span>person</span></mark> saw <mark>Oslo<span>place</span></mark></p>" in text
+    told = plain(text)
+    assert "The answer Ada person New York place 80.0%" in told
+    assert "without any passage nothing is named 60.0%" in told
+    assert "From the text alone the model would answer that nothing is named (60.0%)." in told
+    assert "Passage 1 , naming Bob (person), Oslo (place)" in told
+    assert "The model would answer “New York” (place)." in told
+    assert "Passage 2 , naming nothing" in told
+    assert "B-person" not in text
+    assert "the most similar words of these passages then vote" in told
+    assert "window.harmed" in text
+    assert "<img" not in text
+
+
+def test_written_texts_are_shown_as_texts_and_their_likelihood_by_token():
+    task = Text2Text(tokenizer=object())
+    text = written(("When does it open?", WRITTEN), task=task)
+    told = plain(text)
+    assert '<strong class="written">Every day it opens at nine,\nand closes at five.</strong>' in text
+    assert "70.0% a token" in told
+    assert "From the text alone the model would answer an empty text (10.0% a token)." in told
+    assert "without any passage an empty text 10.0% a token" in told
+    assert "Passage 1 , with the answer “At nine.” spoke for the answer" in told
+    assert "Without this passage the answer would be 86% less likely." in told
+    assert "Passage 2 no difference" in told
+    assert "the same answer was judged again" in told
+    assert "How likely the model held each piece (token)" in told
+    assert "pieces that stand at the most similar places" in plain(written(("x", WRITTEN), task=task, reads=False))
+
+
+@needs_browser
+def test_marks_and_written_texts_fit_a_narrow_screen(browser, tmp_path):
+    asked = {"tags.html": (TAGGING, TAGGED), "texts.html": (Text2Text(tokenizer=object()), WRITTEN)}
+    for name, (task, answer) in asked.items():
+        path = tmp_path / name
+        path.write_text(written(("Ada left New York.", answer), task=task), encoding="utf-8")
+        with opened(browser, path.as_uri(), 360) as shown:
+            assert shown.evaluate("document.documentElement.scrollWidth") <= 360
+            if task is TAGGING:
+                assert shown.locator("#text-1 blockquote mark").all_inner_texts() == ["Adaperson", "New Yorkplace"]
+            else:
+                assert shown.locator("#text-1 .answer strong").inner_text() == WRITTEN.labels[0]

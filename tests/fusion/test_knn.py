@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -236,11 +237,11 @@ def test_fit_chooses_what_a_plain_search_and_the_plain_rule_choose():
     gains = [float(a) - float(b) for a, b in zip(right[best], right[usual], strict=True)]
     mean = sum(gains) / 40
     error = math.sqrt(sum((gain - mean) ** 2 for gain in gains) / 39 / 40)
-    alone = KnnFusion(k=2, temperature=0.01, weight=0.0)
-    harmful = (right[usual].sum().item(), -losses[usual]) < (right[alone].sum().item(), -losses[alone])
-    by_weight = [tried for tried in losses if tried.temperature == 0.05]
-    at_usual = max(by_weight, key=lambda tried: (right[tried].sum().item(), -losses[tried]))
-    wanted = best if mean > 2 * error else at_usual if harmful else usual
+    weights = [replace(usual, weight=step / 20) for step in range(21)]
+    merits = {tried: (right[tried].sum().item(), -losses[tried]) for tried in weights}
+    harmful = merits[usual] < merits[weights[0]]
+    otherwise = max(weights, key=lambda tried: merits[tried]) if harmful else usual
+    wanted = best if mean > 2 * error else otherwise
     assert losses[fitted] == pytest.approx(losses[wanted], rel=1e-5)
     assert 0 < fitted.weight < 1
 
