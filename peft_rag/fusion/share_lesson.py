@@ -1,7 +1,8 @@
 """How much neighbours should count, learned from decisions whose answers are known, and whether that was worth it.
 
 The decisions are those of validation. Those of training would be many more, but the model has learned their answers: it
-is surer of them than it will ever be of others, and their neighbours in the tuned space stand closer than anyone's.
+is surer of them than it will ever be of others, and their neighbours in the tuned space stand closer than anyone's. (On
+banking77 with ten examples a class under LoRA, one seed: 83.5 learned there, 83.4 without neighbours, 85.5 with `knn`.)
 
 Examples are cut into parts, those of one group or one text into the same. A network that learned from the other parts
 says λ on each part, at several moments of its training; the moment at which the decisions are likeliest in all parts
