@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from peft_rag.config import WITHIN_DOCUMENT
@@ -29,6 +30,37 @@ def check_neighbours(config: RunConfig, fusion: Fusion) -> None:
         raise ConfigError(
             f"min_score is {config.min_score}, but fusion '{config.fusion}' as it is set takes no neighbours from the "
             "retriever, so that there is no score to compare. Leave it out, or pick one that does (--fusion concat)."
+        )
+
+
+def check_query_tower(config: RunConfig, fusion: Fusion) -> None:
+    """Raise where a query tower is asked for that nothing could teach, or options of one where there is none."""
+    from peft_rag.fusion.marginal import MarginalFusion
+    from peft_rag.methods import resolve
+
+    if not config.query_method:
+        usual = {entry.name: entry.default for entry in fields(config)}
+        for name in ("retriever_loss", "retriever_loss_weight", "retriever_loss_temperature", "rerank"):
+            if getattr(config, name) != usual[name]:
+                raise ConfigError(
+                    f"{name} is {getattr(config, name)}, but the retriever stays frozen. Name a method for its query "
+                    "side (--query_method lora), or leave it out."
+                )
+        return
+    if not isinstance(fusion, MarginalFusion):
+        raise ConfigError(
+            f"query_method is '{config.query_method}', but fusion '{config.fusion}' weighs no neighbours by their "
+            "similarity, so that nothing could teach the query side. Use --fusion marginal, or leave query_method out."
+        )
+    resolve(config.query_method)
+    if config.rerank and config.rerank < fusion.k:
+        raise ConfigError(
+            f"rerank is {config.rerank}, fewer than the {fusion.k} neighbours read. Raise it, or lower --fusion.k."
+        )
+    if config.min_score is not None:
+        raise ConfigError(
+            f"min_score is {config.min_score}, a similarity by the frozen encoder, but query_method "
+            f"'{config.query_method}' trains what similar means. Leave one of them out."
         )
 
 
