@@ -40,7 +40,13 @@ def check_query_tower(config: RunConfig, fusion: Fusion) -> None:
 
     if not config.query_method:
         usual = {entry.name: entry.default for entry in fields(config)}
-        for name in ("retriever_loss", "retriever_loss_weight", "retriever_loss_temperature", "rerank"):
+        for name in (
+            "retriever_loss",
+            "retriever_loss_weight",
+            "retriever_loss_temperature",
+            "rerank",
+            "query_learning_rate",
+        ):
             if getattr(config, name) != usual[name]:
                 raise ConfigError(
                     f"{name} is {getattr(config, name)}, but the retriever stays frozen. Name a method for its query "
