@@ -18,6 +18,15 @@ CUT, WITHIN_DOCUMENT = LONG_INPUTS = ("cut", "within_document")
 DROPPED_FOR = ("none", "random")
 PARTS = ("task", "method", "fusion", "retriever", "objective", "query_method")
 RETRIEVER_LOSSES = ("marginal", "pdist", "emdr2")
+QUERY_TOWER = (
+    "query_method",
+    "retriever_loss",
+    "retriever_loss_weight",
+    "retriever_loss_temperature",
+    "rerank",
+    "query_learning_rate",
+)
+"""Names of a run that describe its query tower, the first of which asks for one."""
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
 

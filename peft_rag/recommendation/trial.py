@@ -98,7 +98,7 @@ class Trials:
         return replace(trial, seconds=time.perf_counter() - begun)
 
     def _trained(self, candidate: Candidate, steps: int) -> Trial:
-        from peft_rag.job import prepare, refit_head, tune, with_tuned_neighbours
+        from peft_rag.job import prepare, refit_head, tune
 
         with tempfile.TemporaryDirectory() as folder:
             config = override(candidate.config(self.base, steps), output=str(Path(folder) / "out"))
@@ -107,7 +107,6 @@ class Trials:
             if config.head_init == "probe" and prepared.splits.task.probes:
                 self._start_from_probe(prepared, candidate.fusions)
             report = tune(prepared, override(config, head_init="random"), _silent)
-            prepared = with_tuned_neighbours(prepared)
             begun = time.perf_counter()
             checked = prepared.model.outputs(prepared.validation)
             each = (time.perf_counter() - begun) / len(prepared.validation)

@@ -101,6 +101,7 @@ def test_run_trains_a_tower_and_saves_what_answers_the_same(data: dict[str, Any]
     }
     assert set(manifest["files"]) < set(PUBLISHED)
     assert metrics["config"]["retriever_loss"] == loss
+    assert ", found by queries tuned with the PEFT method `lora`." in (tmp_path / "out/README.md").read_text()
     weights = load_file(tmp_path / "out/query_tower/adapter_model.safetensors")
     assert all(bool(one.ne(0).any()) for one in weights.values())
 
@@ -236,11 +237,17 @@ def test_artefact_whose_gate_is_closed_needs_no_tower(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"fusion": "concat"}, r"query_method is 'lora', but fusion 'concat' weighs no neighbours by their similarity"),
+        ({"fusion": "concat"}, r"query_method is 'lora', but fusion 'concat' does not read neighbours one by one"),
         ({"fusion": "none"}, r"Use --fusion marginal"),
-        ({"query_method": "", "retriever_loss": "pdist"}, r"retriever_loss is pdist, but the retriever stays frozen"),
-        ({"query_method": "", "rerank": 5}, r"rerank is 5, but the retriever stays frozen. Name a method"),
-        ({"query_method": "", "query_learning_rate": 1e-3}, r"query_learning_rate is 0.001, but the retriever stays"),
+        ({"query_method": "", "retriever_loss": "pdist"}, r"retriever_loss is given, but the retriever stays frozen"),
+        ({"query_method": "", "rerank": 5}, r"rerank is given, but the retriever stays frozen. Name a"),
+        ({"query_method": "", "query_learning_rate": 1e-3}, r"query_learning_rate is given, but the retriever"),
+        ({"query_method": "", "query_method.r": 4}, r"query_method.r is given, but the retriever stays frozen"),
+        (
+            {"retriever_loss_weight": 2},
+            r"retriever_loss_weight is 2.0, but counts for nothing with retriever_loss 'mar",
+        ),
+        ({"retriever_loss": "emdr2", "retriever_loss_temperature": 2}, r"Leave it out, or take --retriever_loss pdist"),
         ({"rerank": 2}, r"rerank is 2, fewer than the 3 neighbours read"),
         ({"retriever_loss": "emdr"}, r"retriever_loss is 'emdr'. Did you mean 'emdr2'"),
         ({"min_score": 0.1}, r"min_score is 0.1, a similarity by the frozen encoder, but query_method 'lora' trains"),

@@ -13,6 +13,7 @@ from peft_rag.backbone import as_backbone
 from peft_rag.fusion.base import PASSAGES, READ, SCORES, Split
 from peft_rag.fusion.marginal import MarginalFusion
 from peft_rag.fusion.none import NoFusion
+from peft_rag.generation import write
 from peft_rag.methods import resolve
 from peft_rag.model import RetrievalAugmentedModel
 from peft_rag.query_tower.candidates import ASKED, ranked
@@ -222,6 +223,15 @@ def test_written_texts_teach_the_tower_in_both_forms(encoder_folder: str, family
     assert float(model(**batch)["loss"].detach()) == pytest.approx(looped_loss(model, batch, form, loss), abs=1e-5)
 
 
+def test_text_is_written_from_what_the_tuned_query_finds(encoder_folder: str) -> None:
+    model = writer(encoder_folder, TextGeneration(target_length=4), "gpt2", "token", "marginal")
+    asked = [replace(one, labels=None) for one in examples(4, 1)]
+    assert model.knowledge is not None
+    tuned = model.knowledge.split(asked, 3, name="x", exclude_duplicates=False, tower=model.tower)
+    assert write(model, asked) == write(model, asked, split=tuned)
+    assert write(model, asked) != write(model, asked, split=searched(model, asked, 3))
+
+
 def looped_loss(model: RetrievalAugmentedModel, batch: dict[str, Any], form: str, loss: str) -> float:
     """Compute the loss of a step of a writer from single answers, in plain loops over texts, tokens and neighbours."""
     import math
@@ -229,7 +239,7 @@ def looped_loss(model: RetrievalAugmentedModel, batch: dict[str, Any], form: str
     assert model.tower is not None
     assert model.fusion_module is not None
     chosen = ranked(model.tower, batch["unranked"].rows, 3)
-    tau = float(model.fusion_module.log_temperature.exp())
+    tau = float(model.fusion_module.log_temperature.detach().exp())
     reader, own, tokens = 0.0, 0.0, 0
     for row in chosen.rows:
         raised = [math.exp(score / tau) for score in row[SCORES]]

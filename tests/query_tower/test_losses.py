@@ -3,6 +3,8 @@ import math
 import pytest
 import torch
 
+from peft_rag.fusion.batching import PASSAGE_EXAMPLES, PASSAGE_ROWS, PASSAGE_SCORES
+from peft_rag.fusion.marginal import MarginalFusion
 from peft_rag.query_tower.losses import answer_log_likelihood, emdr2, pdist
 from peft_rag.tasks.text_classification import TextClassification
 
@@ -108,6 +110,30 @@ def test_gradient_of_emdr2_is_prior_less_posterior():
     joint = [p * math.exp(reader) for p, reader in zip(prior, LIKELIHOODS[0, :3].tolist(), strict=True)]
     wanted = [p - one / sum(joint) for p, one in zip(prior, joint, strict=True)]
     assert logits.grad[0].tolist() == pytest.approx(wanted, abs=1e-9)
+
+
+@pytest.mark.parametrize("form", ["token", "sequence"])
+def test_mixture_carries_the_gradient_of_its_loss_to_the_scores(form):
+    """Five decisions on two texts; a missing neighbour and one alone among them."""
+    torch.manual_seed(0)
+    rows = torch.tensor([[0, 1, 2], [3, 4, 5], [6, -1, -1], [7, -1, -1], [8, -1, -1]])
+    missing = torch.tensor([[False, False, True], [False, True, True]])
+    owners = torch.tensor([0, 0, 1, 1, 1])
+    rows[:2, 2] = -1
+    log_probs, features = -torch.rand(9, dtype=torch.float64), torch.zeros(9, 2, dtype=torch.float64)
+    module = MarginalFusion().make_module(None, 0).double()
+
+    def loss(scores):
+        live = scores.masked_fill(missing, NONE)[owners]
+        batch = {PASSAGE_ROWS: rows, PASSAGE_SCORES: live, PASSAGE_EXAMPLES: owners}
+        return -MarginalFusion(form=form).run(lambda: (log_probs, features), batch, module).log_probs.mean()
+
+    scores = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(loss, scores)
+    (gradient,) = torch.autograd.grad(loss(scores), scores)
+    assert (gradient[0, :2] != 0).all()
+    assert (gradient[missing] == 0).all()
+    assert gradient[1].abs().max() < 1e-15  # a single neighbour
 
 
 @pytest.mark.parametrize("loss", [pdist, emdr2])
