@@ -1,4 +1,4 @@
-"""What each adapter of one backbone works with: its task, head, fusion, corpus and window."""
+"""What each adapter of one backbone works with: its task, head, fusion, corpus, window and query tower."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from peft_rag.fusion.base import Fusion, Memory
     from peft_rag.knowledge import Knowledge
     from peft_rag.long_inputs import RelevantChunks
+    from peft_rag.query_tower.tower import QueryTower
     from peft_rag.tasks.base import Task
 
 
@@ -40,6 +41,7 @@ class AdapterParts(nn.Module):
         self.memories: dict[str, Memory] = {}
         self.heads = nn.ModuleDict()
         self.fusion_modules = nn.ModuleDict()
+        self.towers = nn.ModuleDict()
 
     @property
     def task(self) -> Task:
@@ -91,6 +93,16 @@ class AdapterParts(nn.Module):
         """What is trained of the active adapter's fusion; None for a fusion without parameters."""
         has = self.adapter in self.fusion_modules
         return self.fusion_modules[self.adapter] if has else None
+
+    @property
+    def tower(self) -> QueryTower | None:
+        """What the active adapter searches with; None where the retriever's own encoder is."""
+        has = self.adapter in self.towers
+        return self.towers[self.adapter] if has else None  # type: ignore[return-value]
+
+    def search_with(self, tower: QueryTower) -> None:
+        """Let the active adapter search by a query tower, and train it where it is trainable."""
+        self.towers[self.adapter] = tower.to(next(self.source.model.parameters()).device)
 
     def hold(self, name: str, task: Task, fusion: Fusion, knowledge: Knowledge | None, max_length: int) -> None:
         """Remember an adapter's parts, make a fresh head and fusion module for it, and let it be the active one."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_rag.errors import ArtefactError, BrokenPluginError, FingerprintError, MethodError
 from peft_rag.files import new_folder, sha256_of_file, sha256_of_json, write_json, write_text
 from peft_rag.hub import hub_forbidden, hub_reachable
+from peft_rag.versions import versions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,11 +24,13 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 MANIFEST = "peft_rag.json"
-HASHED = ("adapter_config.json", "adapter_model.safetensors", "head.safetensors")
-PUBLISHED = (*HASHED, MANIFEST, "metrics.json", "README.md")
+_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+_TOWER = "query_tower"
+HASHED = (*_ADAPTER, "head.safetensors")
+HASHED_TOWER = tuple(f"{_TOWER}/{name}" for name in _ADAPTER)
+PUBLISHED = (*HASHED, *HASHED_TOWER, MANIFEST, "metrics.json", "README.md")
 _FUSION, _FITTED, _LONG = "fusion.", "fitted.", "long_inputs."
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"}  # refused unread
-_PACKAGES = ("peft-rag", "torch", "transformers", "peft", "sentence-transformers", "hnswlib")
 
 
 def save(model: RetrievalAugmentedModel, folder: Path, metrics: Mapping[str, Any] | None = None) -> Path:
@@ -46,11 +48,14 @@ def save(model: RetrievalAugmentedModel, folder: Path, metrics: Mapping[str, Any
     from safetensors.torch import save_file
 
     from peft_rag.card import model_card
+    from peft_rag.methods import save_adapter
 
     if not model.reports:
         raise ArtefactError("there is nothing to save: attach a method first (model.attach('lora')).")
     with new_folder(folder) as working:
-        _save_adapter(model, working)
+        save_adapter(model.backbone, model.adapter, working)
+        if model.tower is not None:
+            model.tower.save(working / _TOWER)
         tensors = {f"head.{name}": tensor.contiguous() for name, tensor in model.head.state_dict().items()}
         if model.fusion_module is not None:
             state = model.fusion_module.state_dict()
@@ -61,10 +66,10 @@ def save(model: RetrievalAugmentedModel, folder: Path, metrics: Mapping[str, Any
             tensors |= {f"{_LONG}{name}": torch.from_numpy(array) for name, array in reader.arrays().items()}
         save_file(tensors, working / "head.safetensors", metadata={"format": "pt"})
         manifest = describe(model)
-        manifest["files"] = {name: sha256_of_file(working / name) for name in HASHED}
+        manifest["files"] = {name: sha256_of_file(working / name) for name in _hashed(manifest)}
         write_json(working / MANIFEST, manifest)
         measured = dict(metrics or {})
-        measured["artefact_bytes"] = sum((working / name).stat().st_size for name in (*HASHED, MANIFEST))
+        measured["artefact_bytes"] = artefact_bytes(working)
         write_json(working / "metrics.json", measured)
         write_text(working / "README.md", model_card(manifest, measured))
     return folder
@@ -76,12 +81,7 @@ def describe(model: RetrievalAugmentedModel) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "task": {"name": _name_of("tasks", model.task), "settings": model.task.to_dict()},
-        "method": {
-            "name": report.method,
-            "matched": list(report.matched),
-            "trainable_parameters": report.trainable_parameters,
-            "total_parameters": report.total_parameters,
-        },
+        "method": report.to_dict(),
         "fusion": {"name": _name_of("fusions", model.fusion), "settings": model.fusion.to_dict(), **_gate_of(model)},
         "backbone": {
             "name": model.source.name,
@@ -90,6 +90,7 @@ def describe(model: RetrievalAugmentedModel) -> dict[str, Any]:
         },
         "knowledge": model.knowledge.to_dict() if model.knowledge else None,
         "long_inputs": reader.to_dict() if reader else None,
+        _TOWER: model.tower.to_dict() if model.tower else None,
         "versions": versions(),
     }
 
@@ -198,19 +199,18 @@ def _parts(
 
 
 def _fill(model: RetrievalAugmentedModel, folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Give the active adapter its head, what its fusion has learned, and what is known of it; freeze everything."""
+    """Give the active adapter its head, what its fusion and queries have learned, and its facts; freeze everything."""
     from safetensors.torch import load_file
 
     from peft_rag.knowledge import make_encoder
     from peft_rag.long_inputs import RelevantChunks
     from peft_rag.methods import AttachReport
+    from peft_rag.query_tower.tower import QueryTower
 
-    name, about = model.adapter, manifest["method"]
+    name, tower = model.adapter, manifest.get(_TOWER)
     if "gate" in manifest["fusion"]:
         model.gates[name] = float(manifest["fusion"]["gate"])
-    model.reports[name] = AttachReport(
-        about["name"], name, tuple(about["matched"]), about["trainable_parameters"], about["total_parameters"]
-    )
+    model.reports[name] = AttachReport.from_dict(manifest["method"], name)
     state = load_file(folder / "head.safetensors")
     model.head.load_state_dict(_part(state, "head."))
     if model.fusion_module is not None:
@@ -220,6 +220,8 @@ def _fill(model: RetrievalAugmentedModel, folder: Path, manifest: Mapping[str, A
         learned = {key: tensor.numpy() for key, tensor in _part(state, _LONG).items()}
         encoder = make_encoder(manifest["long_inputs"]["encoder"])
         model.long_inputs[name] = RelevantChunks.restore(manifest["long_inputs"], learned, encoder, model.tokenizer)
+    if tower is not None and model.knowledge is not None:
+        model.search_with(QueryTower.restored(model.knowledge, tower, folder / _TOWER))
     model.saved_as[name] = sha256_of_json([manifest["files"], model.source.fingerprint])
     model.requires_grad_(False)
     model.eval()
@@ -252,7 +254,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         ArtefactError: a file is missing, truncated or altered, a pickle (refused unread), or the format is another.
     """
-    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
+    looked_into = (folder, folder / _TOWER)
+    pickles = sorted(path.name for place in looked_into for path in place.glob("*") if path.suffix in _PICKLES)
     if pickles:
         raise ArtefactError(
             f"'{folder}' holds {pickles[0]}, a pickle, refused because it can run code when read. "
@@ -266,7 +269,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (ValueError, TypeError) as error:
         raise ArtefactError(f"{path} is damaged: {error}. Copy the artefact again from where it was saved.") from None
     missing = {"task", "method", "fusion", "backbone", "knowledge"} - set(manifest)
-    if missing or manifest.get("format") != FORMAT or set(manifest.get("files", ())) != set(HASHED):
+    if missing or manifest.get("format") != FORMAT or set(manifest.get("files", ())) != set(_hashed(manifest)):
         raise ArtefactError(
             f"{path} has another format (found {manifest.get('format')!r}, this version reads {FORMAT}). "
             f"Load it with the peft-rag that saved it ({manifest.get('versions', {}).get('peft-rag', 'unknown')})."
@@ -283,15 +286,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def versions() -> dict[str, str]:
-    """Return the installed versions of what decides a result."""
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+def artefact_bytes(folder: Path) -> int:
+    """Return the bytes of what is loaded: every file that the manifest names, and the manifest."""
+    names = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+    return sum((folder / name).stat().st_size for name in (*names, MANIFEST))
+
+
+def _hashed(manifest: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the files that must be there, unaltered."""
+    return (*HASHED, *HASHED_TOWER) if manifest.get(_TOWER) else HASHED
 
 
 def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -301,16 +304,6 @@ def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def _gate_of(model: RetrievalAugmentedModel) -> dict[str, float]:
     """Return how far neighbours count, where that was chosen."""
     return {"gate": model.gates[model.adapter]} if model.adapter in model.gates else {}
-
-
-def _save_adapter(model: RetrievalAugmentedModel, folder: Path) -> None:
-    """Let peft write its two files, whatever the adapter's name, without asking a hub about the backbone."""
-    model.backbone.save_pretrained(str(folder), selected_adapters=[model.adapter], save_embedding_layers=False)
-    named = folder / model.adapter
-    if model.adapter != "default":
-        for path in named.iterdir():
-            path.rename(folder / path.name)
-        named.rmdir()
 
 
 def _plugin(command: str, about: Mapping[str, Any]) -> Any:

@@ -20,7 +20,7 @@ def model_card(manifest: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
         _front_matter(manifest, metrics),
         f"# {method} for {manifest['task']['name']} on {backbone}\n",
         f"A small set of weights for the frozen backbone `{backbone}`, trained with the PEFT method `{method}`; "
-        f"neighbours enter by the fusion `{manifest['fusion']['name']}`{_gate(manifest)}. "
+        f"neighbours enter by the fusion `{manifest['fusion']['name']}`{_gate(manifest)}{_tower(manifest)}. "
         "The backbone itself is unchanged.\n",
         _results(metrics),
         _costs(manifest, metrics),
@@ -47,6 +47,11 @@ def _cell(score: Mapping[str, float]) -> str:
 def _gate(manifest: Mapping[str, Any]) -> str:
     gate = manifest["fusion"].get("gate")
     return "" if gate is None else f", and count {gate:.0%} beside the answer without them, as validation decided"
+
+
+def _tower(manifest: Mapping[str, Any]) -> str:
+    tower = manifest.get("query_tower")
+    return "" if tower is None else f", found by queries tuned with the PEFT method `{tower['method']['name']}`"
 
 
 def _front_matter(manifest: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:

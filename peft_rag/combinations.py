@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
-from peft_rag.config import WITHIN_DOCUMENT
+from peft_rag.config import QUERY_TOWER, WITHIN_DOCUMENT
 from peft_rag.errors import ConfigError, RetrievalError
 from peft_rag.parts import make_part
 from peft_rag.registry import OBJECTIVES, load
@@ -29,6 +30,45 @@ def check_neighbours(config: RunConfig, fusion: Fusion) -> None:
         raise ConfigError(
             f"min_score is {config.min_score}, but fusion '{config.fusion}' as it is set takes no neighbours from the "
             "retriever, so that there is no score to compare. Leave it out, or pick one that does (--fusion concat)."
+        )
+
+
+def check_query_tower(config: RunConfig, fusion: Fusion) -> None:
+    """Raise where a query tower is asked for that nothing could teach, or options of one where there is none."""
+    from peft_rag.fusion.marginal import MarginalFusion
+    from peft_rag.methods import resolve
+
+    usual = {entry.name: entry.default for entry in fields(config)}
+    changed = [name for name in QUERY_TOWER[1:] if getattr(config, name) != usual[name]]
+    changed += [f"query_method.{name}" for name in config.part_options("query_method")]
+    if not config.query_method:
+        if changed:
+            raise ConfigError(
+                f"{changed[0]} is given, but the retriever stays frozen. Name a method for its query side "
+                "(--query_method lora), or leave it out."
+            )
+        return
+    counts_for = {"retriever_loss_weight": ("pdist", "emdr2"), "retriever_loss_temperature": ("pdist",)}
+    for name, losses in counts_for.items():
+        if name in changed and config.retriever_loss not in losses:
+            raise ConfigError(
+                f"{name} is {getattr(config, name)}, but counts for nothing with retriever_loss "
+                f"'{config.retriever_loss}'. Leave it out, or take --retriever_loss {losses[0]}."
+            )
+    if not isinstance(fusion, MarginalFusion):
+        raise ConfigError(
+            f"query_method is '{config.query_method}', but fusion '{config.fusion}' does not read neighbours one by "
+            "one and learn their weights, so that nothing teaches the query side. Use --fusion marginal."
+        )
+    resolve(config.query_method)
+    if config.rerank and config.rerank < fusion.k:
+        raise ConfigError(
+            f"rerank is {config.rerank}, fewer than the {fusion.k} neighbours read. Raise it, or lower --fusion.k."
+        )
+    if config.min_score is not None:
+        raise ConfigError(
+            f"min_score is {config.min_score}, a similarity by the frozen encoder, but query_method "
+            f"'{config.query_method}' trains what similar means. Leave one of them out."
         )
 
 

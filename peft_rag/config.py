@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -15,7 +16,17 @@ from peft_rag.registry import suggest
 
 CUT, WITHIN_DOCUMENT = LONG_INPUTS = ("cut", "within_document")
 DROPPED_FOR = ("none", "random")
-PARTS = ("task", "method", "fusion", "retriever", "objective")
+PARTS = ("task", "method", "fusion", "retriever", "objective", "query_method")
+RETRIEVER_LOSSES = ("marginal", "pdist", "emdr2")
+QUERY_TOWER = (
+    "query_method",
+    "retriever_loss",
+    "retriever_loss_weight",
+    "retriever_loss_temperature",
+    "rerank",
+    "query_learning_rate",
+)
+"""Names of a run that describe its query tower, the first of which asks for one."""
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
 
@@ -64,6 +75,11 @@ class RunConfig:
     retriever: str = _option(
         "", "retriever by name (peft-rag retrievers); if left out, the corpus's own index or else hnsw", "model"
     )
+    query_method: str = _option(
+        "",
+        "PEFT method on the retriever's query side, trained beside the model; the retriever stays frozen if left out",
+        "model",
+    )
     min_score: float | None = _option(
         None,
         "neighbours less similar than this are none, in the retriever's units (by default cosines); none keeps all",
@@ -96,6 +112,23 @@ class RunConfig:
     retrieval_dropout_by: str = _option(
         "none", "what they are read with instead: none, or random documents", "training"
     )
+    retriever_loss: str = _option(
+        "marginal",
+        "what the query side learns from: marginal (through the mixture), pdist (the reader's preferences) or emdr2",
+        "training",
+    )
+    retriever_loss_weight: float = _option(
+        1.0, "of pdist or emdr2 beside the reader's loss; counts where gradients are clipped together", "training"
+    )
+    retriever_loss_temperature: float = _option(
+        1.0, "of the reader's preferences in pdist; larger is flatter", "training"
+    )
+    rerank: int = _option(
+        0,
+        "documents found once by the frozen retriever, of which each step reads the best; 0 is 4 times fusion.k",
+        "training",
+    )
+    query_learning_rate: float = _option(0.0, "step size of the query side; 0 is learning_rate", "training")
     early_stopping_patience: int = _option(0, "evaluations without improvement before stopping; 0 never", "training")
     seed: int = _option(0, "of sampling, initialisation and the order of the data", "training")
     output: str = _option("", "folder of the artefact; must not hold anything yet", "output")
@@ -121,6 +154,13 @@ class RunConfig:
         if not 0 <= self.leak_threshold <= 1:
             raise ConfigError(f"leak_threshold is {self.leak_threshold}; it is a cosine from 0 (off) to 1.")
         check_retrieval_dropout(self.retrieval_dropout, self.retrieval_dropout_by)
+        check_retriever_loss(
+            self.retriever_loss,
+            self.retriever_loss_weight,
+            self.retriever_loss_temperature,
+            self.rerank,
+            self.query_learning_rate,
+        )
         BackboneName.parse(self.backbone, warm=self.backbone_encoder_decoder, load_in=self.load_in)
         for name in ("shots", "last_layers", "early_stopping_patience", "seed"):
             if getattr(self, name) < 0:
@@ -147,6 +187,20 @@ def check_retrieval_dropout(share: float, by: str) -> None:
         raise ConfigError(f"retrieval_dropout is {share}; it is a share of the examples, from 0 (off) to 1.")
     if by not in DROPPED_FOR:
         raise ConfigError(f"retrieval_dropout_by is '{by}'. Choose {' or '.join(DROPPED_FOR)}.")
+
+
+def check_retriever_loss(loss: str, weight: float, temperature: float, rerank: int, learning_rate: float) -> None:
+    """Raise `ConfigError` unless a query tower can be trained so."""
+    if loss not in RETRIEVER_LOSSES:
+        raise ConfigError(
+            f"retriever_loss is '{loss}'.{suggest(loss, list(RETRIEVER_LOSSES))} Choose marginal, pdist or emdr2."
+        )
+    for name, value in (("retriever_loss_weight", weight), ("retriever_loss_temperature", temperature)):
+        if not 0 < value < math.inf:
+            raise ConfigError(f"{name} is {value}; it must be above 0, for example 1.")
+    for name, value in (("rerank", rerank), ("query_learning_rate", learning_rate)):
+        if not 0 <= value < math.inf:
+            raise ConfigError(f"{name} is {value}; it must not be below 0, and 0 takes the usual.")
 
 
 def from_mapping(settings: Mapping[str, Any], where: str = "the configuration") -> RunConfig:

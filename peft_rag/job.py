@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_rag.combinations import check_backbone, check_corpus, check_neighbours, check_task
+from peft_rag.combinations import check_backbone, check_corpus, check_neighbours, check_query_tower, check_task
 from peft_rag.config import WITHIN_DOCUMENT, RunConfig
 from peft_rag.data import Splits, read_splits
 from peft_rag.evaluation.overlap import overlap_lines
@@ -24,6 +24,7 @@ from peft_rag.measuring import (
 from peft_rag.parts import make_part
 from peft_rag.registry import FUSIONS, OBJECTIVES, TASKS, load
 from peft_rag.results import metrics, table
+from peft_rag.retrieving import query_tower, retrieved
 from peft_rag.workspace import working_folder
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
     from peft_rag.fusion.base import Fusion, Outputs, Split
-    from peft_rag.knowledge import Knowledge
     from peft_rag.long_inputs import RelevantChunks
     from peft_rag.model import RetrievalAugmentedModel
     from peft_rag.tasks.base import Task
@@ -121,6 +121,7 @@ def run(config: RunConfig, say: Say = print, *, observe: Observe | None = None) 
         report = tune(prepared, config, tell)
         if not state.is_main_process:
             return RunResult(output, {})
+        prepared = with_tuned_neighbours(prepared)
         checked = prepared.model.outputs(prepared.validation, progress="validation")
         if config.head_refit:
             refit_head(prepared, checked, tell)
@@ -140,7 +141,7 @@ def run(config: RunConfig, say: Say = print, *, observe: Observe | None = None) 
             overlap=overlap,
         )
         prepared.model.save_pretrained(output, metrics=measured)
-    size = sum(path.stat().st_size for path in output.iterdir())
+    size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
     for line in (
         "",
         *table(arms, measured["data"]["test"], len(prepared.test)),
@@ -159,6 +160,7 @@ def prepare(config: RunConfig, working: Path, say: Say) -> Prepared:
     """
     fusion: Fusion = make_part(load(FUSIONS, config.fusion), "fusion", config.part_options("fusion"))
     check_neighbours(config, fusion)
+    check_query_tower(config, fusion)
     splits = read_data(config)
     say(
         f"data: {len(splits.train):,} train, {len(splits.validation):,} validation, {len(splits.test):,} test, "
@@ -198,6 +200,7 @@ def prepare(config: RunConfig, working: Path, say: Say) -> Prepared:
         leak_threshold=config.leak_threshold,
         min_score=config.min_score,
     )
+    tower = query_tower(config, knowledge)
     backbone = load_backbone(config.backbone_name, head=splits.task.backbone_head)
     model = RetrievalAugmentedModel(
         backbone,
@@ -212,18 +215,27 @@ def prepare(config: RunConfig, working: Path, say: Say) -> Prepared:
         model.long_inputs[model.adapter] = _relevant_chunks(config, model, splits)
     method_options = config.part_options("method")
     say(str(model.attach(config.method, last_layers=config.last_layers or None, **method_options)))
+    if tower is not None:
+        model.search_with(tower)
+        say(f"query tower: {tower.report}")
     model.to(arguments.device)
     _set_dropout(model, config.dropout)
-    return Prepared(model, splits, arguments, *_retrieve(knowledge, splits, fusion, search=fusion.reads_neighbours))
+    return Prepared(model, splits, arguments, *retrieved(model, splits, search=fusion.reads_neighbours))
 
 
 def with_voters(prepared: Prepared) -> Prepared:
     """Retrieve what is measured besides: neighbours of validation and test that vote after training, or alone."""
-    knowledge, fusion = prepared.model.knowledge, prepared.model.fusion
-    if fusion.reads_neighbours:
+    if prepared.model.fusion.reads_neighbours:
         return prepared
-    assert knowledge is not None
-    train, validation, test = _retrieve(knowledge, prepared.splits, fusion, search=True)
+    train, validation, test = retrieved(prepared.model, prepared.splits, search=True)
+    return replace(prepared, train=train, validation=validation, test=test)
+
+
+def with_tuned_neighbours(prepared: Prepared) -> Prepared:
+    """Retrieve anew by the query tower as it was trained, where there is one: what answers rest on from now on."""
+    if prepared.model.tower is None:
+        return prepared
+    train, validation, test = retrieved(prepared.model, prepared.splits, search=True, tower=prepared.model.tower)
     return replace(prepared, train=train, validation=validation, test=test)
 
 
@@ -336,34 +348,6 @@ def _task_options(config: RunConfig) -> dict[str, Any]:
     known = {entry.name for entry in fields(load(TASKS, config.task))}
     shared = ("text_field", "label_field", "id_field", "group_field")
     return {name: getattr(config, name) for name in shared if name in known} | config.part_options("task")
-
-
-def _retrieve(knowledge: Knowledge, splits: Splits, fusion: Fusion, *, search: bool) -> tuple[Split, Split, Split]:
-    """Retrieve once per split; a training example never sees itself or its double, found or not."""
-    from peft_rag.fusion.knn import KnnFusion
-
-    separate = not splits.fields.is_training_data
-    votes = splits.task.one_decision and splits.task.votes and all(d.labels for d in splits.corpus)
-    voters = KnnFusion(space="retriever").neighbours_wanted if votes else 0
-    most = max(fusion.neighbours_wanted, voters) if search else 0
-    train = knowledge.split(
-        splits.train,
-        fusion.neighbours_wanted if fusion.reads_neighbours else 0,
-        name="train",
-        same_data=not separate,
-        exclude_duplicates=True,
-    )
-    validation = knowledge.split(
-        splits.validation,
-        most,
-        name="validation",
-        same_data=splits.validation_in_corpus,
-        exclude_duplicates=separate or splits.validation_in_corpus,
-    )
-    if not splits.test:
-        return train, validation, validation
-    test = knowledge.split(splits.test, most, name="test", exclude_duplicates=separate)
-    return train, validation, test
 
 
 def _relevant_chunks(config: RunConfig, model: RetrievalAugmentedModel, splits: Splits) -> RelevantChunks:

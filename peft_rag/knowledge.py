@@ -20,6 +20,7 @@ from peft_rag.retrieval.leaks import with_similar
 from peft_rag.retrieval.neighbours import Query, forbidden_positions, precompute_neighbours
 from peft_rag.retrieval.overlap import OverlapReport, find_overlap
 from peft_rag.retrieval.stored import is_index
+from peft_rag.retrieval.tuned import QueryEncoder, as_vector_retriever, tuned_neighbours
 from peft_rag.tasks.base import Example, Task
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ class Knowledge:
         name: str,
         same_data: bool = False,
         exclude_duplicates: bool,
+        tower: QueryEncoder | None = None,
     ) -> Split:
         """Find k neighbours for each example, once and for all, and what each must never see.
 
@@ -98,32 +100,35 @@ class Knowledge:
             same_data: whether the examples are the corpus, so that each must not find itself.
             exclude_duplicates: whether documents with an example's own text, or one too much like it, are forbidden
                 to it.
+            tower: gives the query vectors in place of the retriever's encoder.
         """
-        found = None
         threshold = self.leak_threshold if exclude_duplicates else 0.0
-        queries = _queries(examples)
-        if k:
+        queries, k = _queries(examples), min(k, len(self.corpus))
+        leaks = {"same_data": same_data, "exclude_duplicates": exclude_duplicates}
+        forbidden = forbidden_positions(self.corpus, queries, **leaks)
+        texts, found = [query.text for query in queries], None
+        if threshold:
+            forbidden = with_similar(
+                forbidden, self.retriever, self.corpus, texts, threshold, cache_folder=self.cache, name=name
+            )
+        if k and tower is None:
             found = precompute_neighbours(
                 self.retriever,
                 self.corpus,
                 queries,
-                min(k, len(self.corpus)),
+                k,
                 cache_folder=self.cache,
                 name=name,
-                same_data=same_data,
-                exclude_duplicates=exclude_duplicates,
                 leak_threshold=threshold,
+                **leaks,
             )
-            if self.min_score is not None:
-                found = found.at_least(self.min_score)
-        forbidden = forbidden_positions(
-            self.corpus, queries, same_data=same_data, exclude_duplicates=exclude_duplicates
-        )
-        if threshold:
-            texts = [query.text for query in queries]
-            forbidden = with_similar(
-                forbidden, self.retriever, self.corpus, texts, threshold, cache_folder=self.cache, name=name
+        elif k and tower is not None:
+            retriever = as_vector_retriever(self.retriever, self.retriever_name)
+            found = tuned_neighbours(
+                retriever, tower, self.corpus, texts, k, forbidden, leak_threshold=threshold, name=name
             )
+        if found is not None and self.min_score is not None:
+            found = found.at_least(self.min_score)
         return Split(examples, found, forbidden if any(forbidden) else ())
 
     @property

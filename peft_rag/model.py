@@ -16,7 +16,7 @@ from peft_rag.attribution import explained
 from peft_rag.backbone import Backbone, check_length
 from peft_rag.encoding import encode_split
 from peft_rag.errors import MethodError, RetrievalError
-from peft_rag.fusion.base import Fusion, Memory, Outputs, Split
+from peft_rag.fusion.base import Fused, Fusion, Memory, Outputs, Split
 from peft_rag.fusion.batching import collate
 from peft_rag.fusion.mixing import mix
 from peft_rag.fusion.none import NoFusion
@@ -26,6 +26,8 @@ from peft_rag.language_model import check_writes, decoder_start, token_log_probs
 from peft_rag.methods import AttachReport, attach, disabled
 from peft_rag.pooling import mean_pools
 from peft_rag.prediction import Prediction
+from peft_rag.query_tower.candidates import Unranked, candidate_rows, unranked_batch
+from peft_rag.query_tower.learning import learning_step
 from peft_rag.reading import read_split
 from peft_rag.remembering import remember
 from peft_rag.tasks.base import Example, Task
@@ -179,11 +181,14 @@ class RetrievalAugmentedModel(AdapterParts):
         """Return the trainable tensors by name: the method's, the head's and the fusion's; nothing frozen."""
         return {name: tensor.detach() for name, tensor in self.named_parameters() if tensor.requires_grad}
 
-    def forward(self, labels: Tensor | None = None, **batch: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, labels: Tensor | None = None, unranked: Unranked | None = None, **batch: Tensor
+    ) -> dict[str, Tensor]:
         """Run backbone, method, head and fusion.
 
         Args:
             labels: the task's targets; with them the loss is returned.
+            unranked: examples in place of a batch, among whose passages the query tower chooses first.
             batch: from `collate`: ``input_ids``, ``attention_mask``, ``pooled_mask``, each ``(B, T)``, and what else
                 the backbone or the fusion reads.
 
@@ -191,7 +196,12 @@ class RetrievalAugmentedModel(AdapterParts):
             ``loss`` (scalar, nats; with labels; in training what the fusion learns besides is added), ``log_probs`` in
             nats, ``features`` ``(B, D)``, and for a fusion that weighs its neighbours ``weights`` ``(B, K)``.
         """
-        fused = self.fusion.run(self.read, batch, self.fusion_module)
+        if unranked is not None:
+            return learning_step(self, unranked, labels)
+        return self.given(self.fusion.run(self.read, batch, self.fusion_module), labels)
+
+    def given(self, fused: Fused, labels: Tensor | None) -> dict[str, Tensor]:
+        """Return what `forward` promises of what a fusion gave."""
         outputs = {"log_probs": fused.log_probs, "features": fused.features}
         if fused.weights is not None:
             outputs["weights"] = fused.weights
@@ -235,13 +245,17 @@ class RetrievalAugmentedModel(AdapterParts):
             features = self.task.pooled(mean_pools(hidden, pool_inputs, pool_tokens))
         return self.task.log_probs(self.head(self.dropout(features))), self.task.kept(features)
 
-    def collate(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        """Make one batch of encoded examples; see `peft_rag.fusion.batching.collate`."""
-        return collate(rows, self.tokenizer.pad_token_id or 0)
+    def collate(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Make one batch of encoded examples (`peft_rag.fusion.batching.collate`), or of what a tower chooses from."""
+        return unranked_batch(rows) or collate(rows, self.tokenizer.pad_token_id or 0)
 
     def encode(self, split: Split, *, fusion: Fusion | None = None) -> list[dict[str, Any]]:
         """Tokenise a split as a fusion reads it, `effective_fusion` by default; see `peft_rag.encoding`."""
         return encode_split(self, split, fusion)
+
+    def candidates(self, split: Split) -> list[dict[str, Any]]:
+        """Tokenise a split as training reads it; see `peft_rag.query_tower.candidates.candidate_rows`."""
+        return candidate_rows(self, split)
 
     def outputs(
         self, split: Split, *, fusion: Fusion | None = None, batch_size: int = 64, progress: str = ""
@@ -277,7 +291,7 @@ class RetrievalAugmentedModel(AdapterParts):
             return Split(examples)
         title = name if self.progress_bars and len(examples) > 1 else ""
         return self.knowledge.split(
-            examples, fusion.neighbours_wanted, name=title, exclude_duplicates=exclude_duplicates
+            examples, fusion.neighbours_wanted, name=title, exclude_duplicates=exclude_duplicates, tower=self.tower
         )
 
     def fuse(

@@ -39,7 +39,7 @@ def metrics(
         overlap: which of them stand in the corpus too, and scores with and without them
             (`peft_rag.evaluation.overlap.scores_by_overlap`).
     """
-    from peft_rag.artefact import versions
+    from peft_rag.versions import versions
 
     trained = sum(tensor.numel() for tensor in model.trained_state().values())
     total = sum(parameter.numel() for parameter in model.parameters())

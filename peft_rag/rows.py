@@ -71,14 +71,14 @@ class RetrievalDropout:
         check_retrieval_dropout(self.share, self.by)
 
     def rows(self, model: RetrievalAugmentedModel, split: Split) -> Rows:
-        """Encode a split as the model's fusion reads it, and as it is read where neighbours are dropped."""
+        """Encode a split as training reads it, and as it is read where neighbours are dropped."""
         if not self.share:
-            return Rows(model.encode(split))
+            return Rows(model.candidates(split))
         if self.by == "none":
             others = model.encode(split, fusion=NoFusion())
         else:
             others = model.encode(self._with_random(model, split))
-        return Rows(others) if self.share == 1 else Rows(model.encode(split), others, self.share)
+        return Rows(others) if self.share == 1 else Rows(model.candidates(split), others, self.share)
 
     def _with_random(self, model: RetrievalAugmentedModel, split: Split) -> Split:
         import numpy as np

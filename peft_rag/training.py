@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,12 +23,15 @@ from peft_rag.errors import ConfigError, DivergedError, TrainingError
 from peft_rag.fusion.base import Split
 from peft_rag.fusion.batching import tokens_in
 from peft_rag.objectives.base import Objective
+from peft_rag.query_tower.candidates import ranked
+from peft_rag.query_tower.monitor import RetrievalSpread
 from peft_rag.reading import read_rows
 from peft_rag.registry import suggest
 from peft_rag.rows import RetrievalDropout, Rows
 
 if TYPE_CHECKING:
     from peft_rag.model import RetrievalAugmentedModel
+    from peft_rag.query_tower.tower import QueryTower
 
 _OURS = {"output_dir", "remove_unused_columns", "label_names", "push_to_hub", "resume_from_checkpoint"}
 _DEFAULTS: dict[str, Any] = {
@@ -147,7 +150,7 @@ def train(
     model.gates.pop(model.adapter, None)  # chosen for the weights as they were
     learned, checked = (dropout or RetrievalDropout()).rows(model, train_split), None
     if arguments.eval_strategy != "no":
-        checked = Rows(model.encode(validation_split), examples=validation_split.examples)
+        checked = Rows(model.candidates(validation_split), examples=validation_split.examples)
     trainer = ExamplesTrainer(
         model=model,
         args=arguments,
@@ -197,6 +200,10 @@ class Progress(ProgressCallback):
             value, loss = metrics.get(f"eval_{self.metric}", math.nan), metrics.get("eval_loss", math.nan)
             with tqdm.external_write_mode():
                 self.say(f"epoch {state.epoch:.3g}: validation {self.metric} {100 * value:.1f}, loss {loss:.3f}")
+                spread = RetrievalSpread.from_metrics(metrics, "eval_")
+                for line in (str(spread), spread.warning) if spread else ():
+                    if line:
+                        self.say(line)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.bar:
@@ -224,6 +231,19 @@ class ExamplesTrainer(Trainer):
         if self.args.train_sampling_strategy != "group_by_length":
             return None
         return LengthGroupedSampler(batch, lengths=[tokens_in(row) for row in rows.rows])
+
+    def create_optimizer(self, *arguments: Any) -> torch.optim.Optimizer:
+        """Give the query tower the step size that its options name, if they do."""
+        optimizer: torch.optim.Optimizer = super().create_optimizer(*arguments)
+        tower = self.model.tower
+        if tower is not None and tower.options.learning_rate:
+            own = {id(parameter) for parameter in tower.parameters()}
+            for group in list(optimizer.param_groups):
+                moved = [one for one in group["params"] if id(one) in own]
+                group["params"] = [one for one in group["params"] if id(one) not in own]
+                if moved:
+                    optimizer.add_param_group({**group, "params": moved, "lr": tower.options.learning_rate})
+        return optimizer
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """Write the trained tensors alone, under the name the Trainer looks for when it resumes."""
@@ -269,14 +289,30 @@ class ExamplesTrainer(Trainer):
         model, rows, examples = self.model, dataloader.dataset.rows, dataloader.dataset.examples
         decisions = Decisions([len(row["labels"]) for row in rows])
         with self.compute_loss_context_manager():
-            given = read_rows(model, rows, decisions, self.args.eval_batch_size).log_probs
+            read = rows if model.tower is None else _ranked(model, model.tower, rows, self.args.eval_batch_size)
+            outputs = read_rows(model, read, decisions, self.args.eval_batch_size)
+        given = outputs.log_probs
         targets = torch.cat([row["labels"] for row in rows])
         loss = float(model.task.loss(given, targets))
         self.check_finite("the validation loss", loss)
         scores = model.task.evaluate(given.nan_to_num(nan=-math.inf), targets, examples=examples, resamples=0)
         values = {"loss": loss} | {name: score.value for name, score in scores.items()}
+        if model.tower is not None:
+            k = model.fusion.neighbours_wanted
+            values |= RetrievalSpread.of(rows, outputs.read, outputs.weights, k).to_dict()
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(rows))
+
+
+def _ranked(
+    model: RetrievalAugmentedModel, tower: QueryTower, rows: Sequence[dict[str, Any]], batch_size: int
+) -> list[dict[str, Any]]:
+    """Return encoded examples with the passages that the tower as it is now would have them read."""
+    k, chosen = model.fusion.neighbours_wanted, list[dict[str, Any]]()
+    with torch.no_grad():
+        for start in range(0, len(rows), batch_size):
+            chosen += ranked(tower, rows[start : start + batch_size], k).rows
+    return chosen
 
 
 def accelerator_available() -> bool:

@@ -84,7 +84,7 @@ def test_unknown_name_is_an_error_with_the_nearest_of_ours_and_the_trainers(wron
 def test_unknown_part_of_a_dotted_name_is_an_error_with_the_nearest():
     assert refusal({"fussion.k": 1}) == (
         "the configuration: 'fussion.k' names no part. Did you mean 'fusion'? "
-        "Parts: task, method, fusion, retriever, objective."
+        "Parts: task, method, fusion, retriever, objective, query_method."
     )
 
 

@@ -13,9 +13,9 @@ from typing import Any
 from benchmarks.training.data import DEMO, available, load
 from benchmarks.training.side import BARE, OURS, PROBED, Work, measure
 from benchmarks.training.table import markdown
-from peft_rag.artefact import versions
 from peft_rag.benchmark.provenance import machine
 from peft_rag.files import write_json
+from peft_rag.versions import versions
 
 _MIXED_TOKENS = 256
 _BATCH_SIZE = 32

@@ -113,11 +113,11 @@ def tensor_bytes(folder: Path) -> dict[str, int]:
     from safetensors import safe_open
 
     sizes = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted(folder.rglob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - no mapping
                 tensor = file.get_tensor(name)
-                sizes[f"{path.stem}:{name}"] = tensor.element_size() * tensor.nelement()
+                sizes[f"{path.relative_to(folder).with_suffix('')}:{name}"] = tensor.element_size() * tensor.nelement()
     return sizes
 
 

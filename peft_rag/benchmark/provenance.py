@@ -98,7 +98,7 @@ def machine() -> dict[str, Any]:
 
 def about(packages: Iterable[str]) -> dict[str, Any]:
     """Return the part of a result's file that says what made it."""
-    from peft_rag.artefact import versions
+    from peft_rag.versions import versions
 
     return asdict(code(packages)) | {"machine": machine(), "versions": versions()}
 

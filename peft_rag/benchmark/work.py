@@ -40,12 +40,13 @@ def try_settings(spec: Mapping[str, Any]) -> Facts:
     Returns:
         ``validation``: each score by name, and the ``loss`` in nats.
     """
-    from peft_rag.job import prepare, refit_head, tune
+    from peft_rag.job import prepare, refit_head, tune, with_tuned_neighbours
 
     with tempfile.TemporaryDirectory() as folder:
         config = _config(spec["settings"], Path(folder) / "out")
         prepared = prepare(config, Path(folder), _say)
         report = tune(prepared, config, _say)
+        prepared = with_tuned_neighbours(prepared)
         model, task = prepared.model, prepared.splits.task
         checked = model.outputs(prepared.validation)
         if config.head_refit:
@@ -90,6 +91,7 @@ def measure_cell(spec: Mapping[str, Any]) -> Facts:
     Args:
         spec: ``settings`` of the run, ``controls`` wanted, ``seed``, and ``index`` bytes and seconds of the retriever.
     """
+    from peft_rag.artefact import artefact_bytes
     from peft_rag.benchmark.controls import control_arms, control_texts
     from peft_rag.benchmark.costs import batched, latency, load_seconds, off_difference, peak_memory, tensor_bytes
     from peft_rag.job import run
@@ -115,7 +117,7 @@ def measure_cell(spec: Mapping[str, Any]) -> Facts:
         artefact = Path(folder) / "artefact"
         result = run(_config(spec["settings"], artefact), _say, observe=observe)
         costs["tensor_bytes"], costs["load_seconds"] = tensor_bytes(artefact), load_seconds(artefact)
-        costs["artefact_bytes"] = _artefact_bytes(artefact)
+        costs["artefact_bytes"] = artefact_bytes(artefact)
     for name in ("trainable_parameters", "train_seconds", "examples_per_second", "steps"):
         costs[name] = result.metrics[name]
     return {**seen["facts"], "fusion_settings": seen["fusion"], "gate": seen["gate"], "costs": costs}
@@ -276,12 +278,6 @@ def _index_costs(prepared: Prepared, index: Mapping[str, Any]) -> Facts:
     if prepared.model.effective_fusion.neighbours_wanted:
         return {name: index[name] for name in ("index_bytes", "index_seconds")}
     return {"index_bytes": 0, "index_seconds": 0.0}
-
-
-def _artefact_bytes(folder: Path) -> int:
-    from peft_rag.artefact import HASHED, MANIFEST
-
-    return sum((folder / name).stat().st_size for name in (*HASHED, MANIFEST))
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Any
 
 from peft_rag.cli.flags import read_flags
 from peft_rag.cli.train import add_run_options, common_training_options
+from peft_rag.config import QUERY_TOWER
 
 _EPILOG = """\
 The search is successive halving: every candidate (a method with a learning rate and a size) is trained for a few steps,
@@ -63,7 +64,7 @@ def add_to(commands: Any) -> None:
     for name, metavar, text in _OWN:
         flags = sorted({f"--{name}", f"--{name.replace('-', '_')}"})
         group.add_argument(*flags, metavar=metavar, default=argparse.SUPPRESS, help=text.format(**known))
-    add_run_options(parser, without=("method", "fusion"))
+    add_run_options(parser, without=("method", "fusion", *QUERY_TOWER))
 
 
 def run(words: Sequence[str]) -> None:

@@ -150,12 +150,14 @@ class Fused:
         features: pooled last hidden states, ``(B, D)``.
         weights: of the K neighbours of each example, ``(B, K)``, 0 for missing ones; None where there are none.
         penalty: what training adds to the loss in nats, a scalar; None for nothing.
+        each: log-probabilities under each neighbour by itself, ``(B, K, …)``; None where none is read by itself.
     """
 
     log_probs: Tensor
     features: Tensor
     weights: Tensor | None = None
     penalty: Tensor | None = None
+    each: Tensor | None = None
 
 
 @dataclass(frozen=True)

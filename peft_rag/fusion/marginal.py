@@ -66,7 +66,7 @@ class MarginalFusion(SinglePassages):
         inputs = dict(batch)
         rows, scores, owners = (inputs.pop(name) for name in (PASSAGE_ROWS, PASSAGE_SCORES, PASSAGE_EXAMPLES))
         log_probs, features = read(**inputs)
-        logits = self._log_prior(scores, module)
+        logits = self.passage_logits(scores, module)
         return marginalised(log_probs, features, rows, logits, owners if self.form == "sequence" else None)
 
     @contextmanager
@@ -79,10 +79,10 @@ class MarginalFusion(SinglePassages):
             return
         inputs = dict(batch)
         rows, scores, _ = (inputs.pop(name) for name in (PASSAGE_ROWS, PASSAGE_SCORES, PASSAGE_EXAMPLES))
-        logits = self._log_prior(scores, module).detach()
+        logits = self.passage_logits(scores, module).detach()
         yield Prompt(inputs, mixture=PassageMixture(rows, logits, self.form))
 
-    def _log_prior(self, scores: Tensor, module: Any) -> Tensor:
+    def passage_logits(self, scores: Tensor, module: Any) -> Tensor:
         """Turn similarities ``(R, K)`` into log π up to a constant; -inf is kept."""
         # Missing neighbours stay out of the division: the gradient of -inf/τ is no number.
         missing = scores == -math.inf
@@ -112,6 +112,7 @@ def marginalised(
         (prior + each).logsumexp(1),
         (weights.to(features.dtype).unsqueeze(-1) * features[rows.clamp(min=0)]).sum(1),
         weights,
+        each=each,
     )
 
 

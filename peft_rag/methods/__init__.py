@@ -7,6 +7,7 @@ from peft_rag.methods.audit import FreezeAudit, audit_frozen, backbone_tensors, 
 from peft_rag.methods.method import Method, register, resolve
 from peft_rag.methods.noise import quiet_peft
 from peft_rag.methods.options import Option, method_options
+from peft_rag.methods.saving import save_adapter
 from peft_rag.methods.switching import disabled
 
 __all__ = [
@@ -22,5 +23,6 @@ __all__ = [
     "quiet_peft",
     "register",
     "resolve",
+    "save_adapter",
     "trainable_names",
 ]

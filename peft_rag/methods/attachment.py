@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +44,21 @@ class AttachReport:
     matched: tuple[str, ...]
     trainable_parameters: int
     total_parameters: int
+
+    @classmethod
+    def from_dict(cls, about: Mapping[str, Any], adapter_name: str) -> AttachReport:
+        """Return what `to_dict` described, under the name that the adapter has now."""
+        counts = (int(about["trainable_parameters"]), int(about["total_parameters"]))
+        return cls(about["name"], adapter_name, tuple(about["matched"]), *counts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what an artefact remembers of it."""
+        return {
+            "name": self.method,
+            "matched": list(self.matched),
+            "trainable_parameters": self.trainable_parameters,
+            "total_parameters": self.total_parameters,
+        }
 
     @property
     def trainable_percent(self) -> float:

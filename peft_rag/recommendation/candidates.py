@@ -203,7 +203,7 @@ class _Attempt:
 
     def _measure(self, config: RunConfig) -> tuple[int, bool]:
         """Attach the method to a copy of the backbone, save the artefact, and weigh its files."""
-        from peft_rag.artefact import HASHED, MANIFEST
+        from peft_rag.artefact import artefact_bytes
         from peft_rag.model import RetrievalAugmentedModel
 
         like = self.group.prepared.model
@@ -213,8 +213,7 @@ class _Attempt:
         options = config.part_options("method")
         report = model.attach(config.method, last_layers=config.last_layers or None, **options)
         with tempfile.TemporaryDirectory() as place:
-            folder = model.save_pretrained(Path(place) / "artefact")
-            size = sum((folder / name).stat().st_size for name in (*HASHED, MANIFEST))
+            size = artefact_bytes(model.save_pretrained(Path(place) / "artefact"))
         return size, report.trainable_parameters > 0
 
 

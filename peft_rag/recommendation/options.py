@@ -85,6 +85,11 @@ def run_settings(options: SearchOptions, given: Mapping[str, Any], where: str) -
         if name == "fusion":
             raise ConfigError(f"{where}: 'fusion' is what recommend chooses. Name those to choose from with --fusions.")
     config = from_mapping(given, where=where)
+    if config.query_method:
+        raise ConfigError(
+            f"{where}: recommend searches with a frozen retriever, but query_method is '{config.query_method}'. Leave "
+            "it out, and train what is recommended with it (peft-rag train)."
+        )
     retrieving = [name for name in options.fusions if name != "none"]
     if config.part_options("fusion") and len(retrieving) != 1:
         raise ConfigError(

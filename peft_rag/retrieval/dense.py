@@ -47,6 +47,10 @@ class DenseRetriever(Retriever):
         self.require_index()
         return self._vectors
 
+    def vectors_of(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the vectors ``(P, D)`` of the documents at some positions."""
+        return self.vectors[positions]
+
     def index(self, corpus: Corpus, progress: str | None = None) -> None:
         vectors = self.encoder.encode(corpus.texts, progress)
         self.build(vectors)

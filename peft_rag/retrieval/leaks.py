@@ -12,6 +12,7 @@ from peft_rag.retrieval.base import NO_POSITION, Neighbours, Retriever
 from peft_rag.retrieval.cache import cached_arrays
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
 FORMAT = 1
@@ -79,11 +80,17 @@ def with_similar(
     return [mine | alike for mine, alike in zip(forbidden, similar, strict=True)]
 
 
-def only_below(found: Neighbours, threshold: float) -> Neighbours:
-    """Return neighbours without those at or above a threshold; nothing is filled in for them."""
+def only_below(found: Neighbours, threshold: float, scores: NDArray[np.float32] | None = None) -> Neighbours:
+    """Return neighbours without those at or above a threshold; nothing is filled in for them.
+
+    Args:
+        found: ``(Q, K)``.
+        threshold: the least score of what is left out.
+        scores: what is compared with it, ``(Q, K)``; by default the scores they were found by.
+    """
     import numpy as np
 
-    kept = found.scores < threshold
+    kept = (found.scores if scores is None else scores) < threshold
     order = np.argsort(~kept, axis=1, kind="stable")
     positions = np.where(kept, found.positions, NO_POSITION)
     scores = np.where(kept, found.scores, np.float32(-np.inf))

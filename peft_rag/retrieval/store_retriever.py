@@ -88,6 +88,10 @@ class StoreRetriever(Retriever):
         """Search for vectors ``(Q, D)`` that the encoder gave; otherwise as `search`."""
         return self._search(queries, k, exclude, exact=False)
 
+    def vectors_of(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the vectors ``(P, D)`` of the documents at some positions, as they are compared."""
+        return self._snapshot.shards.vectors(self._rows[positions])
+
     def search_exactly(
         self, queries: NDArray[np.float32], k: int, exclude: Sequence[Collection[int]] | None = None
     ) -> Neighbours:

@@ -283,7 +283,7 @@ def train_steps(model: RetrievalAugmentedModel, split: Split, learning_rate: flo
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimiser = torch.optim.Adam(trained.values(), lr=max(learning_rate, 1e-3))
     heard: set[str] = set()
-    batch = model.collate(model.encode(split))
+    batch = model.collate(model.candidates(split))
     model.train()
     for _ in range(_STEPS):
         optimiser.zero_grad()

@@ -50,6 +50,11 @@ def test_unknown_method_is_the_error_of_train() -> None:
         SearchOptions(methods=("no-such-method",))
 
 
+def test_search_has_no_query_tower() -> None:
+    with pytest.raises(ConfigError, match="recommend searches with a frozen retriever, but query_method is 'lora'"):
+        run_settings(SearchOptions(), {**DATA, "query_method": "lora"}, "here")
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

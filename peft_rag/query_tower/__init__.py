@@ -1,0 +1,1 @@
+"""The query side of the retriever, trained beside the model; the documents' vectors never change."""
