@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from peft_rag.combinations import check_corpus, check_neighbours, check_task
 from peft_rag.config import WITHIN_DOCUMENT, RunConfig
-from peft_rag.data import Splits, read_splits
+from peft_rag.data import Splits, read_splits, without
 from peft_rag.decisions import Decisions
 from peft_rag.evaluation.overlap import overlap_lines
 from peft_rag.measuring import (
@@ -23,6 +23,7 @@ from peft_rag.measuring import (
     write_before,
 )
 from peft_rag.parts import make_part
+from peft_rag.refusals import SKIP
 from peft_rag.registry import FUSIONS, OBJECTIVES, TASKS, load
 from peft_rag.results import metrics, table
 from peft_rag.workspace import working_folder
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
     from peft_rag.fusion.base import Fusion, Outputs, Split
-    from peft_rag.knowledge import Knowledge
     from peft_rag.long_inputs import RelevantChunks
     from peft_rag.model import RetrievalAugmentedModel
     from peft_rag.tasks.base import Task
@@ -139,6 +139,7 @@ def run(config: RunConfig, say: Say = print, *, observe: Observe | None = None) 
             report,
             test_examples=len(prepared.test),
             overlap=overlap,
+            left_out=prepared.splits.left_out,
         )
         prepared.model.save_pretrained(output, metrics=measured)
     size = sum(path.stat().st_size for path in output.iterdir())
@@ -166,15 +167,16 @@ def prepare(config: RunConfig, working: Path, say: Say) -> Prepared:
         f"{len(splits.corpus):,} documents"
     )
     for name in ("train", "validation", "test"):
-        for note in splits.task.notes(getattr(splits, name)):
-            say(f"{name}: {note}")
+        notes = [f"{name}: {note}" for note in splits.task.notes(getattr(splits, name))]
+        for line in [*splits.left_out[name].lines(name), *notes]:
+            say(line)
     check_task(config, fusion, splits.task)
     check_corpus(fusion, splits)
 
     from transformers import set_seed
 
     from peft_rag.backbone import load_backbone
-    from peft_rag.knowledge import Knowledge, make_retriever, retriever_for
+    from peft_rag.knowledge import knowledge_for
     from peft_rag.methods import resolve
     from peft_rag.model import RetrievalAugmentedModel
     from peft_rag.training import training_arguments
@@ -187,23 +189,12 @@ def prepare(config: RunConfig, working: Path, say: Say) -> Prepared:
         early_stopping_patience=config.early_stopping_patience,
     )
     set_seed(config.seed)
-    options = config.part_options("retriever")
-    knowledge = Knowledge(
-        splits.corpus,
-        make_retriever(config.retriever, config.encoder, options, splits.fields.source),
-        config.retriever or retriever_for(splits.fields.source),
-        config.encoder,
-        options,
-        asdict(splits.fields),
-        leak_threshold=config.leak_threshold,
-        min_score=config.min_score,
-    )
     backbone = load_backbone(config.backbone_name, head=splits.task.backbone_head)
     model = RetrievalAugmentedModel(
         backbone,
         splits.task,
         fusion,
-        knowledge,
+        knowledge_for(config, splits),
         max_length=config.max_length,
         head_dropout=max(config.dropout, 0.0),
     )
@@ -214,16 +205,16 @@ def prepare(config: RunConfig, working: Path, say: Say) -> Prepared:
     say(str(model.attach(config.method, last_layers=config.last_layers or None, **method_options)))
     model.to(arguments.device)
     _set_dropout(model, config.dropout)
-    return Prepared(model, splits, arguments, *_retrieve(knowledge, splits, fusion, search=fusion.reads_neighbours))
+    if config.on_bad_record == SKIP:
+        splits = _readable(model, splits, say)
+    return Prepared(model, splits, arguments, *_retrieve(model, splits, search=fusion.reads_neighbours))
 
 
 def with_voters(prepared: Prepared) -> Prepared:
     """Retrieve what is measured besides: neighbours of validation and test that vote after training, or alone."""
-    knowledge, fusion = prepared.model.knowledge, prepared.model.fusion
-    if fusion.reads_neighbours:
+    if prepared.model.fusion.reads_neighbours:
         return prepared
-    assert knowledge is not None
-    train, validation, test = _retrieve(knowledge, prepared.splits, fusion, search=True)
+    train, validation, test = _retrieve(prepared.model, prepared.splits, search=True)
     return replace(prepared, train=train, validation=validation, test=test)
 
 
@@ -327,6 +318,7 @@ def read_data(config: RunConfig) -> Splits:
         shots=config.shots,
         seed=config.seed,
         label_documents=config.label_documents,
+        on_bad_record=config.on_bad_record,
     )
 
 
@@ -336,10 +328,27 @@ def _task_options(config: RunConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in shared if name in known} | config.part_options("task")
 
 
-def _retrieve(knowledge: Knowledge, splits: Splits, fusion: Fusion, *, search: bool) -> tuple[Split, Split, Split]:
+def _readable(model: RetrievalAugmentedModel, splits: Splits, say: Say) -> Splits:
+    """Leave out what does not fit into the window, as documents too where the training data is the corpus."""
+    from peft_rag.encoding import check_readable
+
+    kept = without(splits, lambda examples: check_readable(model, examples))
+    assert model.knowledge is not None
+    model.knowledge = replace(model.knowledge, corpus=kept.corpus, fields=asdict(kept.fields))
+    check_corpus(model.fusion, kept)
+    for name, given in kept.left_out.items():
+        if given != splits.left_out[name]:
+            for line in given.lines(f"{name}, read by the backbone"):
+                say(line)
+    return kept
+
+
+def _retrieve(model: RetrievalAugmentedModel, splits: Splits, *, search: bool) -> tuple[Split, Split, Split]:
     """Retrieve once per split; a training example never sees itself or its double, found or not."""
     from peft_rag.fusion.knn import KnnFusion
 
+    knowledge, fusion = model.knowledge, model.fusion
+    assert knowledge is not None
     separate = not splits.fields.is_training_data
     votes = splits.task.one_decision and splits.task.votes and all(d.labels for d in splits.corpus)
     voters = KnnFusion(space="retriever").neighbours_wanted if votes else 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,9 @@ from peft_rag.tasks.base import Example, Task
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from peft_rag.config import RunConfig
+    from peft_rag.data import Splits
 
 
 STORE = "store"
@@ -179,6 +182,21 @@ def labelled_examples(knowledge: Knowledge, task: Task) -> list[Example]:
     """Return the corpus as labelled examples of a task."""
     name = knowledge.corpus.name
     return [task.example_of(document, f"corpus '{name}' document '{document.id}'") for document in knowledge.corpus]
+
+
+def knowledge_for(config: RunConfig, splits: Splits) -> Knowledge:
+    """Return what a run retrieves from, by the retriever that it names."""
+    options = config.part_options("retriever")
+    return Knowledge(
+        splits.corpus,
+        make_retriever(config.retriever, config.encoder, options, splits.fields.source),
+        config.retriever or retriever_for(splits.fields.source),
+        config.encoder,
+        options,
+        asdict(splits.fields),
+        leak_threshold=config.leak_threshold,
+        min_score=config.min_score,
+    )
 
 
 def make_retriever(name: str, encoder: str, options: dict[str, Any] | None = None, source: Any = "") -> Retriever:

@@ -15,6 +15,7 @@ SOURCES = sorted([*CORE.rglob("*.py"), *ADAPTERS.rglob("*.py")])
 
 LAYERS = [
     {"errors"},
+    {"refusals"},
     {
         "backbone_name",
         "registry",
@@ -35,6 +36,7 @@ LAYERS = [
     {"corpus", "decisions", "preparation"},
     {"demo", "evaluation", "retrieval"},
     {"tasks"},
+    {"usable"},
     {"data", "fusion", "long_inputs", "objectives"},
     {"prediction", "rows"},
     {"attribution", "encoding", "reading", "explanation"},

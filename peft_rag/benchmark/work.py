@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from peft_rag.benchmark.sources import expand
 from peft_rag.config import RunConfig, from_mapping
+from peft_rag.refusals import SKIP
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,6 +78,9 @@ def search_data(spec: Mapping[str, Any]) -> Facts:
 
     config = _config(spec["settings"], Path("out"))
     splits = read_data(config)
+    if config.on_bad_record == SKIP:  # what the backbone cannot read is left out of every cell too
+        with tempfile.TemporaryDirectory() as folder:
+            splits = prepare(config, Path(folder), _say).splits
     facts = _index(config, splits) | _audit(config, splits)
     for options in spec["fusions"]:
         with tempfile.TemporaryDirectory() as folder:
@@ -118,6 +122,8 @@ def measure_cell(spec: Mapping[str, Any]) -> Facts:
         costs["artefact_bytes"] = _artefact_bytes(artefact)
     for name in ("trainable_parameters", "train_seconds", "examples_per_second", "steps"):
         costs[name] = result.metrics[name]
+    if result.metrics["left_out"]:
+        seen["facts"]["left_out"] = result.metrics["left_out"]
     return {**seen["facts"], "fusion_settings": seen["fusion"], "gate": seen["gate"], "costs": costs}
 
 

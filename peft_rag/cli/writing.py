@@ -57,8 +57,8 @@ def check_writes(model: RetrievalAugmentedModel, known: argparse.Namespace, deco
         raise ConfigError(f"{given} is for tasks that write text, but this artefact's picks labels. Leave it out.")
 
 
-def stream(model: RetrievalAugmentedModel, examples: Sequence[Example], decoding: dict[str, Any]) -> None:
-    """Print the text to each example as it is written, an empty line between two."""
+def stream(model: RetrievalAugmentedModel, examples: Sequence[Example | str], decoding: dict[str, Any]) -> None:
+    """Print the text to each example as it is written, an empty line between two; words in its place as they are."""
     from transformers import TextStreamer
 
     from peft_rag.generation import write
@@ -66,5 +66,8 @@ def stream(model: RetrievalAugmentedModel, examples: Sequence[Example], decoding
     for place, example in enumerate(examples):
         if place:
             print()
+        if isinstance(example, str):
+            print(example)
+            continue
         streamer = TextStreamer(model.tokenizer, skip_prompt=model.decoder_start is None, skip_special_tokens=True)
         write(model, [example], streamer=streamer, **decoding)

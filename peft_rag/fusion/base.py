@@ -250,6 +250,11 @@ class Fusion(ABC):
         """Whether it works on the neighbours' vectors by the retriever's sentence encoder."""
         return False
 
+    @property
+    def room_taken(self) -> int:
+        """How many tokens of an input neighbours take at most whether its own fit beside them or not."""
+        return 0
+
     @abstractmethod
     def encode(self, split: Split, corpus: Corpus | None, reader: Reader) -> list[dict[str, Any]]:
         """Turn examples and their neighbours into token ids, one feature dictionary an example.

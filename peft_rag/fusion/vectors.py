@@ -57,11 +57,15 @@ class VectorFusion(ReadingFusion):
         """Tokens of the input's length that one neighbour takes."""
         return 0
 
+    @property
+    def room_taken(self) -> int:
+        return self.tokens_each * self.k
+
     def encode(self, split: Split, corpus: Corpus | None, reader: Reader) -> list[dict[str, Any]]:
         found, documents = neighbours_of(self.name, split, corpus)
-        if reader.max_length - self.tokens_each * self.k < _LEAST_TEXT:
+        if reader.max_length - self.room_taken < _LEAST_TEXT:
             raise ConfigError(
-                f"fusion '{self.name}' puts {self.tokens_each * self.k} tokens for {self.k} neighbours before the "
+                f"fusion '{self.name}' puts {self.room_taken} tokens for {self.k} neighbours before the "
                 f"input, which leaves fewer than {_LEAST_TEXT} of max_length {reader.max_length}. Lower --fusion.k or "
                 "raise --max_length."
             )
