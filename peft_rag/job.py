@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -346,6 +347,7 @@ def _readable(model: RetrievalAugmentedModel, splits: Splits, say: Say) -> Split
 def _retrieve(model: RetrievalAugmentedModel, splits: Splits, *, search: bool) -> tuple[Split, Split, Split]:
     """Retrieve once per split; a training example never sees itself or its double, found or not."""
     from peft_rag.fusion.knn import KnnFusion
+    from peft_rag.knowledge import find_for
 
     knowledge, fusion = model.knowledge, model.fusion
     assert knowledge is not None
@@ -353,14 +355,16 @@ def _retrieve(model: RetrievalAugmentedModel, splits: Splits, *, search: bool) -
     votes = splits.task.one_decision and splits.task.votes and all(d.labels for d in splits.corpus)
     voters = KnnFusion(space="retriever").neighbours_wanted if votes else 0
     most = max(fusion.neighbours_wanted, voters) if search else 0
-    train = knowledge.split(
+    find = partial(find_for, splits.task, knowledge)
+    train = find(
         splits.train,
         fusion.neighbours_wanted if fusion.reads_neighbours else 0,
         name="train",
+        learn=True,
         same_data=not separate,
         exclude_duplicates=True,
     )
-    validation = knowledge.split(
+    validation = find(
         splits.validation,
         most,
         name="validation",
@@ -369,7 +373,7 @@ def _retrieve(model: RetrievalAugmentedModel, splits: Splits, *, search: bool) -
     )
     if not splits.test:
         return train, validation, validation
-    test = knowledge.split(splits.test, most, name="test", exclude_duplicates=separate)
+    test = find(splits.test, most, name="test", exclude_duplicates=separate)
     return train, validation, test
 
 

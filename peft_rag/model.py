@@ -21,7 +21,7 @@ from peft_rag.fusion.batching import collate
 from peft_rag.fusion.mixing import mix
 from peft_rag.fusion.none import NoFusion
 from peft_rag.generation import write
-from peft_rag.knowledge import Knowledge
+from peft_rag.knowledge import Knowledge, find_for
 from peft_rag.language_model import check_writes, decoder_start, token_log_probs
 from peft_rag.methods import AttachReport, attach, disabled
 from peft_rag.pooling import mean_pools
@@ -269,8 +269,13 @@ class RetrievalAugmentedModel(AdapterParts):
                     "this model retrieves, but was given no corpus. Pass the corpus it was trained with (--corpus)."
                 )
             return Split(examples)
-        return self.knowledge.split(
-            examples, fusion.neighbours_wanted, name=name, exclude_duplicates=exclude_duplicates
+        return find_for(
+            self.task,
+            self.knowledge,
+            examples,
+            fusion.neighbours_wanted,
+            name=name,
+            exclude_duplicates=exclude_duplicates,
         )
 
     def fuse(
@@ -339,22 +344,21 @@ class RetrievalAugmentedModel(AdapterParts):
         self.memory(progress=progress and "encoding the corpus")
         outputs = self.outputs(split, batch_size=batch_size, progress=progress)
         fused = self.fuse(outputs, split, batch_size=batch_size, progress=progress)
-        answers = [Prediction(*answer) for answer in self.task.decode(fused, examples)]
+        decoded = self.task.decode(fused, split.examples)
+        answers = [Prediction(*said, read=read) for said, read in zip(decoded, split.examples, strict=True)]
         return explained(self, split, outputs, fused, answers, batch_size, progress) if explain else answers
 
-    def answer(
-        self, examples: Sequence[Example], *, name: str = "test", batch_size: int = 64, progress: str = ""
-    ) -> Tensor:
-        """Return the fused log-probabilities of examples, in nats, as the task gives them."""
-        split = self.split(examples, name=name)
+    def answer(self, split: Split, *, batch_size: int = 64, progress: str = "") -> Tensor:
+        """Return the fused log-probabilities of examples from `split`, in nats, as the task gives them."""
         self.memory(progress=progress and "encoding the corpus")
         outputs = self.outputs(split, batch_size=batch_size, progress=progress)
         return self.fuse(outputs, split, batch_size=batch_size, progress=progress)
 
     def evaluate(self, examples: Sequence[Example], **options: Any) -> dict[str, Score]:
         """Score answers to labelled examples, each metric with its 95% bootstrap interval; options as `answer`'s."""
-        targets = self.task.targets(examples)
-        return self.task.evaluate(self.answer(examples, **options), targets, examples=examples)
+        split = self.split(examples, name="test")
+        targets = self.task.targets(split.examples)
+        return self.task.evaluate(self.answer(split, **options), targets, examples=split.examples)
 
     def save_pretrained(self, folder: str | Path, **facts: Any) -> Path:
         """Write the artefact of the active adapter to a new folder; see `peft_rag.artefact.save`."""

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from peft_rag.tasks.base import Example
 
 
 @dataclass(frozen=True)
@@ -38,9 +42,11 @@ class Prediction:
         probability: of that prediction.
         neighbours: those behind it, closest first, when an explanation was asked for.
         without_retrieval: what the same model answers with all of these left out; None where there are none.
+        read: the example that it answers, with the passages found for it where these are part of it.
     """
 
     labels: tuple[str, ...]
     probability: float
     neighbours: tuple[NeighbourShown, ...] = ()
     without_retrieval: Prediction | None = None
+    read: Example | None = None

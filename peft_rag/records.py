@@ -7,6 +7,7 @@ A source is a JSON Lines, CSV, TSV or Parquet file, a folder written by ``datase
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import sys
@@ -111,12 +112,11 @@ def read_records(source: Source) -> list[Record]:
 def iter_records(source: Source, refuse: Refuse | None = None) -> Iterator[Record]:
     """Yield the records of a source in their order, as `read_records` does, holding a few at a time.
 
-    All are streamed but an array in a ``.json`` file, which is read whole first: write it as JSON Lines if it is large.
+    All are streamed but an array in a ``.json`` file, which is read whole first.
 
     Args:
         source: as `read_records` takes it.
-        refuse: told of a line that is no record, in place of an error, where those after it can still be told apart; a
-            source of none at all is no error then.
+        refuse: told of a line that is no record, in place of an error, and of nothing where a source has none at all.
 
     Raises:
         DataError: the source cannot be found or read, or holds no record; a bad line is met when its turn comes.
@@ -129,8 +129,7 @@ def iter_records(source: Source, refuse: Refuse | None = None) -> Iterator[Recor
         raise DataError(f"{name}: cannot be read ({error.strerror or error}). Check the path.") from None
     first = next(records, None)
     if first is not None:
-        yield first
-        yield from records
+        yield from itertools.chain([first], records)
     elif refuse is None:
         raise DataError(f"{short_name(name or 'the data given')}: holds no records. Give a file with at least one.")
 

@@ -39,9 +39,10 @@ def _run(known: argparse.Namespace, rest: Sequence[str]) -> None:
     model = load_artefact(known)
     task = task_of(model, known)
     usable = read_for(model, task, given, labelled=True)
-    examples = usable.examples
+    split = model.split(usable.examples, name="test")
+    examples = split.examples
     targets = task.targets(examples)
-    answered = model.answer(examples, batch_size=known.batch_size, progress="evaluating")
+    answered = model.answer(split, batch_size=known.batch_size, progress="evaluating")
     scores = task.evaluate(answered, targets, examples=examples)
     for line in usable.left_out.lines(known.data):
         print(line)
@@ -52,7 +53,7 @@ def _run(known: argparse.Namespace, rest: Sequence[str]) -> None:
     if usable.refused:
         written["left_out"] = usable.left_out.to_dict()
     if model.knowledge is not None:
-        report = model.knowledge.overlap(examples)
+        report = model.knowledge.overlap([task.asked(example) for example in examples])
         overlap = scores_by_overlap(task, {"shipped": answered}, targets, report, examples)
         for line in overlap_lines(overlap):
             print(line)

@@ -208,7 +208,9 @@ def _page(texts: Sequence[str], answers: Sequence[Prediction], known: argparse.N
 
 
 def _line(task: Task, example: Example, answer: Prediction, explain: bool) -> dict[str, Any]:
-    line: dict[str, Any] = {"text": example.text, **_said(task, example, answer)}
+    line: dict[str, Any] = {"text": example.text.strip() if task.opens else example.text}
+    example = answer.read or example
+    line |= _said(task, example, answer)
     if explain:
         alone = answer.without_retrieval
         line["without_retrieval"] = _said(task, example, alone) if alone else None

@@ -197,14 +197,8 @@ class Reader:
 
     def reach(self, text: str) -> int | None:
         """Return the character up to which a text fits into an input; None where all of it does."""
-        encoded = self.tokenizer(
-            text,
-            truncation=True,
-            max_length=self.max_length,
-            return_overflowing_tokens=True,
-            return_offsets_mapping=True,
-        )
-        offsets = encoded["offset_mapping"]
+        options = {"truncation": True, "max_length": self.max_length, "return_overflowing_tokens": True}
+        offsets = self.tokenizer(text, return_offsets_mapping=True, **options)["offset_mapping"]
         return None if len(offsets) == 1 else max(end for _, end in offsets[0])
 
 
@@ -251,8 +245,13 @@ class Fusion(ABC):
         return False
 
     @property
+    def opens(self) -> bool:
+        """Whether neighbours are the contexts of a task that `opens`, and of such a task alone."""
+        return False
+
+    @property
     def room_taken(self) -> int:
-        """How many tokens of an input neighbours take at most whether its own fit beside them or not."""
+        """How many tokens neighbours take at most whether the input's own fit beside them or not."""
         return 0
 
     @abstractmethod
@@ -345,25 +344,25 @@ class Fusion(ABC):
 
 def encode_inputs(split: Split, reader: Reader) -> list[dict[str, Any]]:
     """Tokenise the examples' own texts, pooled over; what an input cannot take is cut, or goes to `MORE`."""
-    rows = _cut_inputs(split, reader)
+    rows = cut_inputs(split, reader)
     if reader.task is None or not reader.task.pools_spans:
         return rows
     for number, example in enumerate(split.examples):
         if len(rows[number]["input_ids"]) >= reader.max_length:
             pieces = reader.task.pieces(example, reader.reach)
             if len(pieces) > 1:
-                first, *others = _cut_inputs(Split(pieces), reader)
+                first, *others = cut_inputs(Split(pieces), reader)
                 rows[number] = first | {MORE: others}
     return rows
 
 
-def _cut_inputs(split: Split, reader: Reader) -> list[dict[str, Any]]:
+def cut_inputs(split: Split, reader: Reader) -> list[dict[str, Any]]:
+    """Tokenise the examples' own texts, pooled over; what an input cannot take is cut."""
     texts = [example.text for example in split.examples]
     parts = reader.task is not None and reader.task.pools_spans
     whole = reader.writes_on
-    encoded = reader.tokenizer(
-        texts, truncation=not whole, max_length=None if whole else reader.max_length, return_offsets_mapping=parts
-    )
+    room = None if whole else reader.max_length
+    encoded = reader.tokenizer(texts, truncation=not whole, max_length=room, return_offsets_mapping=parts)
     offsets = encoded.pop("offset_mapping") if parts else []
     rows = [
         {name: values[row] for name, values in encoded.items()} | {"pooled_mask": encoded["attention_mask"][row]}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,23 @@ Reach = Callable[[str], "int | None"]
 
 
 @dataclass(frozen=True)
+class Passage:
+    """A part of an example's text that is a context of its own.
+
+    Attributes:
+        id: of the document that it is.
+        begin: its first character in the example's text.
+        end: the one after its last.
+        found: whether it was retrieved, and not given with the record.
+    """
+
+    id: str
+    begin: int
+    end: int
+    found: bool = False
+
+
+@dataclass(frozen=True)
 class Example:
     """One thing to judge.
 
@@ -52,6 +69,7 @@ class Example:
         group: examples of one group never retrieve each other; empty if there are none.
         spans: parts of the text that the task judges, where it does not judge the whole.
         documents: ids of the documents that are known to answer it; looked at in measuring alone.
+        passages: parts of the text that are contexts of their own, where these are retrieved.
     """
 
     id: str
@@ -61,6 +79,7 @@ class Example:
     group: str = ""
     spans: tuple[Span, ...] = ()
     documents: tuple[str, ...] = ()
+    passages: tuple[Passage, ...] = ()
 
     @property
     def asked(self) -> str:
@@ -122,6 +141,35 @@ class Task(ABC):
     def with_tokenizer(self, tokenizer: Any) -> Self:
         """Return this task knowing the backbone's tokenizer, where it counts in tokens."""
         return self
+
+    @property
+    def opens(self) -> bool:
+        """Whether it takes its answers from what is retrieved, so that `asked` alone is searched for, and `opened`."""
+        return False
+
+    def asked(self, example: Example) -> Example:
+        """Return an example as it is before anything is retrieved for it."""
+        return example
+
+    def opened(self, example: Example, found: Sequence[Document], *, learn: bool) -> Example:
+        """Return an example with what was found for it in its text, where the task `opens`.
+
+        Args:
+            example: as it was read.
+            found: the documents, closest first.
+            learn: whether it is learned from, so that what its record gives is read too.
+        """
+        raise NotImplementedError
+
+    def opened_pieces(self, example: Example, kept: Collection[str], reach: Reach) -> Sequence[Example]:
+        """Return what an opened example is read as, as `pieces` does.
+
+        Args:
+            example: from `opened`.
+            kept: ids of the documents in it that are read; decisions on the others rest on nothing.
+            reach: says how far a text fits.
+        """
+        raise NotImplementedError
 
     @property
     def votes(self) -> bool:
