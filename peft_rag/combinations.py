@@ -56,10 +56,10 @@ def check_task(config: RunConfig, fusion: Fusion, task: Task) -> None:
         )
     objective: Objective = make_part(load(OBJECTIVES, config.objective), "objective", config.part_options("objective"))
     objective.check(task, config.task)
-    if task.generates and fusion.needs_vectors:
+    if task.appends and fusion.needs_vectors:
         raise ConfigError(
             f"fusion '{config.fusion}' reads neighbours as vectors, which is not possible yet while task "
-            f"'{config.task}' writes a text. Use --fusion concat, marginal, knn or none."
+            f"'{config.task}' writes or judges a text after its input. Use --fusion concat, marginal or none."
         )
     if fusion.needs_labels and not task.votes:
         raise RetrievalError(

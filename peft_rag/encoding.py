@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from peft_rag.decisions import Decisions
 from peft_rag.fusion.base import Fusion, Reader, Split, encode_inputs
-from peft_rag.tasks.generation import Generation
 
 if TYPE_CHECKING:
     from peft_rag.model import RetrievalAugmentedModel
@@ -47,7 +46,7 @@ def _condensed(model: RetrievalAugmentedModel, split: Split) -> Split:
 
 def _reader(model: RetrievalAugmentedModel) -> Reader:
     task, start, room = model.task, model.decoder_start, model.max_length
-    if isinstance(task, Generation) and start is None:
-        room -= task.target_length
+    if start is None:
+        room -= task.answer_tokens
     embed = model.knowledge.embed if model.knowledge else None
     return Reader(model.tokenizer, room, model.source.is_causal and start is None, embed, task, start)

@@ -109,7 +109,7 @@ def run(config: RunConfig, say: Say = print, *, observe: Observe | None = None) 
     from peft_rag.training import accelerator_available
 
     state = PartialState(cpu=bool(config.training.get("use_cpu", not accelerator_available())))
-    tell = say if state.is_main_process else _silent
+    tell = say if state.is_main_process else _silent  # only the main process talks
     output = Path(config.output)
     with working_folder(config, output, main=state.is_main_process) as working:
         state.wait_for_everyone()
@@ -222,13 +222,16 @@ def with_voters(prepared: Prepared) -> Prepared:
 def tune(prepared: Prepared, config: RunConfig, say: Say) -> TrainingReport:
     """Start the head from a linear probe of the frozen features, and train."""
     from peft_rag.rows import RetrievalDropout
-    from peft_rag.training import train
+    from peft_rag.training import TrainingReport, train
 
     model, task = prepared.model, prepared.splits.task
     if config.head_init == "probe" and task.probes:
         with model.disable_adapter():
             outputs = model.outputs(prepared.train, progress="frozen features")
         task.fit_head(model.head, outputs.features, task.targets(prepared.train.examples))
+    if task.appends and not model.trained_state():
+        say("nothing is trained: answers are the backbone's own")
+        return TrainingReport(0.0, 0.0, 0, 0)
     return train(
         model,
         prepared.train,
@@ -261,11 +264,8 @@ def refit_head(prepared: Prepared, checked: Outputs, say: Say) -> None:
         judged = checked if strength is None else model.judge(checked, prepared.validation)
         loss = float(task.loss(judged.log_probs, wanted))
         if loss < best[0]:
-            best = (
-                loss,
-                f"refitted, strength {strength}" if strength else "as trained",
-                copy.deepcopy(model.head.state_dict()),
-            )
+            what = f"refitted, strength {strength}" if strength else "as trained"
+            best = (loss, what, copy.deepcopy(model.head.state_dict()))
     model.head.load_state_dict(best[2])
     say(f"head: {best[1]} (validation loss {best[0]:.3f})")
 
@@ -398,5 +398,4 @@ def _set_dropout(model: RetrievalAugmentedModel, share: float) -> None:
             module.p = share
 
 
-def _silent(line: str) -> None:
-    """Say nothing: only the main process talks."""
+def _silent(line: str) -> None: ...

@@ -22,7 +22,7 @@ from peft_rag.fusion.mixing import mix
 from peft_rag.fusion.none import NoFusion
 from peft_rag.generation import write
 from peft_rag.knowledge import Knowledge, find_for
-from peft_rag.language_model import check_writes, decoder_start, token_log_probs
+from peft_rag.language_model import check_writes, choice_scores, decoder_start, token_log_probs
 from peft_rag.methods import AttachReport, attach, disabled
 from peft_rag.pooling import mean_pools
 from peft_rag.prediction import Prediction
@@ -203,6 +203,8 @@ class RetrievalAugmentedModel(AdapterParts):
         pool_inputs: Tensor | None = None,
         pool_tokens: Tensor | None = None,
         gold: Tensor | None = None,
+        choice_inputs: Tensor | None = None,
+        choice_lengths: Tensor | None = None,
         **inputs: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Run inputs through backbone, method and head.
@@ -211,7 +213,9 @@ class RetrievalAugmentedModel(AdapterParts):
             pooled_mask: 1 for the tokens pooled over, ``(I, T)``.
             pool_inputs: the input of each pool, where the task judges parts of it, ``(P,)``.
             pool_tokens: the tokens of each pool, ``(P, …)``; see `peft_rag.pooling.mean_pools`.
-            gold: the right token of each decision, where the task writes text, ``(R,)``.
+            gold: the right token of each decision, where the task writes text, or those of all choices, ``(R,)``.
+            choice_inputs: the input of each choice, where these are judged by likelihood, ``(M, C)``; see `batching`.
+            choice_lengths: what their log-probabilities are divided by, ``(M, C)``.
             inputs: what the backbone reads: ``attention_mask`` ``(I, T)``, and ``input_ids`` ``(I, T)`` or
                 ``inputs_embeds`` ``(I, T, D)``.
 
@@ -220,7 +224,11 @@ class RetrievalAugmentedModel(AdapterParts):
         """
         if gold is not None and pool_inputs is not None and pool_tokens is not None:
             width = inputs.get("decoder_input_ids", pooled_mask).shape[1]
-            return token_log_probs(self.backbone, inputs, width, pool_inputs, pool_tokens, gold)
+            given = token_log_probs(self.backbone, inputs, width, pool_inputs, pool_tokens, gold)
+            if choice_inputs is None or choice_lengths is None:
+                return given
+            scores, features = choice_scores(*given, pool_inputs, choice_inputs, choice_lengths)
+            return self.task.log_probs(scores), features
         hidden = self.backbone(**inputs).last_hidden_state
         hidden = hidden[:, hidden.shape[1] - pooled_mask.shape[1] :]
         if pool_inputs is None or pool_tokens is None:
@@ -252,7 +260,7 @@ class RetrievalAugmentedModel(AdapterParts):
 
     def judge(self, outputs: Outputs, split: Split) -> Outputs:
         """Return outputs of a split as the head is now; what it cannot judge by the features it must see again."""
-        if self.task.generates:
+        if self.task.appends:
             return outputs
         if outputs.joined:
             return self.outputs(split)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import Self
 
 from peft_rag.errors import RetrievalError
+from peft_rag.tasks.appending import check_room
+from peft_rag.tasks.base import MORE as MORE
 from peft_rag.tasks.base import POOLS
-from peft_rag.tasks.generation import Generation
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,9 +35,6 @@ PASSAGES = "passages"
 
 SCORES = "scores"
 """Key of the similarities, one for each of the inputs under `PASSAGES`."""
-
-MORE = "more"
-"""Key of the other inputs of an encoded example that is read in pieces; its decisions rest on tokens of all of them."""
 
 VECTORS = "vectors"
 """Key of the vectors ``(K, V)`` of the neighbours under `READ`, for a fusion that works on these."""
@@ -177,7 +175,7 @@ class Reader:
     @property
     def writes_on(self) -> bool:
         """Whether the answer is written where the input ends, so that this must not be cut away."""
-        return self.start is None and isinstance(self.task, Generation)
+        return self.start is None and self.task is not None and self.task.appends
 
     def with_pools(self, example: Example, encoded: dict[str, Any], spans: Sequence[Span | None]) -> dict[str, Any]:
         """Add the tokens that decisions rest on to an encoded example, where the task judges parts of it or writes.
@@ -187,9 +185,9 @@ class Reader:
             encoded: the encoding.
             spans: of each token the part of the example's text that it stands for, or None.
         """
-        if isinstance(self.task, Generation):
+        if self.task is not None and self.task.appends:
             if self.writes_on:
-                self.task.check_prompt(example, len(encoded["input_ids"]), self.max_length)
+                check_room(self.task, example, len(encoded["input_ids"]), self.max_length)
             return self.task.with_response(example, encoded, start=self.start)
         if self.task is None or not self.task.pools_spans:
             return encoded

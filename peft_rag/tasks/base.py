@@ -25,6 +25,12 @@ POOLS = "pools"
 GOLD = "gold"
 """Key of the tokens that are right, one a decision, where the task writes text."""
 
+MORE = "more"
+"""Key of the other inputs of an encoded example that is read in several; its decisions rest on all of them."""
+
+CHOICE_LENGTH = "choice_length"
+"""Key of what log p of the choice that an input ends with is divided by, where each choice is an input of its own."""
+
 LEAST_LOG_PROB = -100.0
 """What a log-probability counts as at least, in nats, where sums and differences must stay finite; torch's binary
 cross-entropy draws the same line."""
@@ -70,6 +76,7 @@ class Example:
         spans: parts of the text that the task judges, where it does not judge the whole.
         documents: ids of the documents that are known to answer it; looked at in measuring alone.
         passages: parts of the text that are contexts of their own, where these are retrieved.
+        choices: texts of which one is to be chosen, where they do not stand in the text.
     """
 
     id: str
@@ -80,6 +87,7 @@ class Example:
     spans: tuple[Span, ...] = ()
     documents: tuple[str, ...] = ()
     passages: tuple[Passage, ...] = ()
+    choices: tuple[str, ...] = ()
 
     @property
     def asked(self) -> str:
@@ -129,9 +137,34 @@ class Task(ABC):
         return False
 
     @property
+    def appends(self) -> bool:
+        """Whether its answers are texts after an input, which the backbone's own head judges (`with_response`)."""
+        return self.generates
+
+    @property
     def backbone_head(self) -> str:
         """Which head `peft_rag.backbone.load_backbone` loads for it: the one that writes, or none."""
-        return "any" if self.generates else "none"
+        return "any" if self.appends else "none"
+
+    @property
+    def answer_tokens(self) -> int:
+        """How many tokens an answer after an input takes at most."""
+        return 0
+
+    @property
+    def answer_tokens_option(self) -> str:
+        """The option that says so."""
+        return "target_length"
+
+    def with_response(self, example: Example, encoded: dict[str, Any], *, start: int | None) -> dict[str, Any]:
+        """Add to an encoded input the texts that are judged after it, where the task `appends`.
+
+        Args:
+            example: what was encoded.
+            encoded: the input.
+            start: the token that an encoder-decoder's decoder starts with; None for a decoder, which goes on writing.
+        """
+        raise NotImplementedError
 
     @property
     def goes_on(self) -> bool:
@@ -214,7 +247,7 @@ class Task(ABC):
     @property
     def probes(self) -> bool:
         """Whether there is a head that can be fitted to features that are kept (`fit_head`), and judge them again."""
-        return not self.generates
+        return not self.appends
 
     def notes(self, examples: Sequence[Example]) -> list[str]:
         """Return what whoever gave labelled examples should know of them, a line each."""

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from typing_extensions import Self
 
-from peft_rag.errors import ConfigError, DataError
+from peft_rag.errors import ConfigError
 from peft_rag.evaluation.statistics import EXP_MEAN
 from peft_rag.records import Record, text_field
-from peft_rag.tasks.base import GOLD, LEAST_LOG_PROB, POOLS, Example, Task
+from peft_rag.tasks.appending import appended
+from peft_rag.tasks.base import LEAST_LOG_PROB, Example, Task
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -122,39 +123,13 @@ class Generation(Task):
         rows = [(token, int(place == 0)) for one in examples for place, token in enumerate(self.response_ids(one))]
         return torch.tensor(rows, dtype=torch.long).reshape(-1, 2)
 
-    def check_prompt(self, example: Example, tokens: int, room: int) -> None:
-        """Raise `DataError` where a decoder's prompt would lose its end."""
-        if tokens > room:
-            raise DataError(
-                f"{example.where or 'the prompt'}: the prompt has {tokens:,} tokens, but max_length leaves {room:,} "
-                f"beside an answer of {self.target_length}. Raise --max_length, lower --task.target_length, "
-                "or shorten it."
-            )
+    @property
+    def answer_tokens(self) -> int:
+        return self.target_length
 
     def with_response(self, example: Example, encoded: dict[str, Any], *, start: int | None) -> dict[str, Any]:
-        """Add to an encoded input what the backbone is taught to write.
-
-        Args:
-            example: its answer may be unknown.
-            encoded: the input.
-            start: the token that an encoder-decoder's decoder starts with; None for a decoder, which goes on writing.
-        """
         gold = self.response_ids(example)
-        if not gold:
-            return encoded
-        if start is not None:
-            places = range(len(gold))
-            return encoded | {"decoder_input_ids": [start, *gold[:-1]], POOLS: _one_token_each(places), GOLD: gold}
-        ids = encoded["input_ids"] or [self._begin()]
-        own = len(ids)
-        longer = {name: [*values, *[0] * (len(gold) - 1)] for name, values in encoded.items()}
-        longer |= {"input_ids": [*ids, *gold[:-1]], "attention_mask": [1] * (own + len(gold) - 1)}
-        longer["pooled_mask"] = [*(encoded["pooled_mask"] or [1]), *[0] * (len(gold) - 1)]
-        return longer | {POOLS: _one_token_each(range(own - 1, own + len(gold) - 1)), GOLD: gold}
-
-    def _begin(self) -> int:
-        begin = self.tokenizer.bos_token_id
-        return int(self.tokenizer.eos_token_id if begin is None else begin)
+        return appended(encoded, gold, self.tokenizer, start) if gold else encoded
 
     def make_head(self, hidden_size: int) -> nn.Module:
         """Return nothing to train: the backbone's own head writes."""
@@ -285,7 +260,3 @@ def documents_field(record: Record, name: str) -> tuple[str, ...]:
     given = record.fields.get(name) if name else None
     several = given if isinstance(given, (list, tuple)) else [given]
     return tuple(str(one).strip() for one in several if one is not None)
-
-
-def _one_token_each(places: range) -> list[list[list[int]]]:
-    return [[[place]] for place in places]

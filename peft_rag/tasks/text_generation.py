@@ -10,9 +10,9 @@ from typing_extensions import Self
 
 from peft_rag.errors import ConfigError, DataError
 from peft_rag.records import Record, name_field, text_field
+from peft_rag.tasks.appending import check_prompt
 from peft_rag.tasks.base import Example
 from peft_rag.tasks.generation import Generation, answers_field, documents_field
-from peft_rag.tasks.text2text import check_prompt
 
 if TYPE_CHECKING:
     from peft_rag.corpus import Document
