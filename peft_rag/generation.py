@@ -20,8 +20,10 @@ from peft_rag.fusion.next_token import NeighbourTokens
 from peft_rag.fusion.passage_mixture import PassageMixture
 from peft_rag.language_model import head_of
 from peft_rag.methods import quiet_peft
+from peft_rag.schema_writing import SchemaWriting, check_json
 from peft_rag.tasks.base import Example
 from peft_rag.tasks.generation import Generation
+from peft_rag.tasks.json_schema import JSON_SCHEMA
 
 if TYPE_CHECKING:
     from peft_rag.model import RetrievalAugmentedModel
@@ -50,7 +52,7 @@ def write(
         batch_size: texts written at once.
         progress: what the progress bar says; no bar if empty.
         streamer: takes the tokens of a single text as they come (`transformers.TextStreamer`).
-        decoding: any of `transformers.GenerationConfig`'s names, over the task's own.
+        decoding: any of `transformers.GenerationConfig`'s names, or ``json_schema``, over the task's own.
 
     Returns:
         each text, and the geometric mean of its tokens' probabilities.
@@ -152,14 +154,18 @@ def _written(
     if tokenizer.eos_token_id is not None:
         options["eos_token_id"] = tokenizer.eos_token_id
     options |= {"do_sample": False, **task.decoding, **decoding}
+    schema = options.pop(JSON_SCHEMA, None)
     if "stop_strings" in options:
         options["tokenizer"] = tokenizer
     if task.choices:
         options["prefix_allowed_tokens_fn"] = only(task, begin)
     if streamer is not None:
         options["streamer"] = streamer
-    if mixed is not None:
-        options["logits_processor"] = [mixed]
+    processors: list[Any] = [] if mixed is None else [mixed]
+    if schema is not None:
+        longest = int(options["max_new_tokens"])
+        processors.append(SchemaWriting(schema, tokenizer, prompt=begin, longest=longest))
+    options["logits_processor"] = processors
     hearing = mixed.listening(head_of(model.backbone)) if isinstance(mixed, NeighbourTokens) else nullcontext()
     with torch.no_grad(), hearing, quiet_peft():
         written = model.backbone.generate(**inputs, **options, output_scores=True, return_dict_in_generate=True)
@@ -167,7 +173,10 @@ def _written(
     beams = getattr(written, "beam_indices", None)
     steps = model.backbone.compute_transition_scores(written.sequences, written.scores, beams, normalize_logits=True)
     first = [sum(counts[:place]) for place in range(len(counts))]  # all inputs of an example wrote the same
-    return [_answer(tokenizer, new[place].tolist(), steps[place].tolist()) for place in first]
+    answers = [_answer(tokenizer, new[place].tolist(), steps[place].tolist()) for place in first]
+    if schema is not None:
+        check_json([text for text, _ in answers])
+    return answers
 
 
 def _answer(tokenizer: Any, tokens: list[int], log_probs: list[float]) -> tuple[str, float]:

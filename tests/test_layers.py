@@ -41,7 +41,7 @@ LAYERS = [
     {"prediction", "rows"},
     {"attribution", "encoding", "reading", "explanation"},
     {"backbone", "methods"},
-    {"knowledge", "language_model"},
+    {"knowledge", "language_model", "schema_writing"},
     {"generation", "remembering"},
     {"adapter_parts"},
     {"model"},

@@ -20,6 +20,7 @@ from peft_rag.evaluation.statistics import EXP_MEAN
 from peft_rag.records import Record, text_field
 from peft_rag.tasks.appending import appended
 from peft_rag.tasks.base import LEAST_LOG_PROB, Example, Task
+from peft_rag.tasks.json_schema import JSON_SCHEMA, read_schema
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -42,7 +43,8 @@ class Generation(Task):
             measured by it.
         target_length: tokens of an answer at most, its end included.
         scored: how many texts of a split are written and scored; 0 for none. Likelihood is measured on all.
-        decoding: any of `transformers.GenerationConfig`'s names, such as ``num_beams``; greedy if empty.
+        decoding: any of `transformers.GenerationConfig`'s names, such as ``num_beams``, or ``json_schema``; greedy if
+            empty.
         choices: if there are any, the answer is one of these.
         tokenizer: the backbone's; no setting.
     """
@@ -63,7 +65,9 @@ class Generation(Task):
             raise ConfigError(f"task.target_length is {self.target_length}; a token and the end need two at least.")
         if self.scored < 0:
             raise ConfigError(f"task.scored is {self.scored}; it must not be below 0.")
-        check_decoding(self.decoding)
+        object.__setattr__(self, "decoding", checked_decoding(self.decoding))
+        if self.choices and JSON_SCHEMA in self.decoding:
+            raise ConfigError("task.choices and decoding.json_schema both say what may be written. Leave one out.")
 
     @property
     def main_metric(self) -> str:
@@ -218,21 +222,30 @@ class Generation(Task):
         return {name: value for name, value in settings.items() if name not in ("tokenizer", "_known")}
 
 
-def check_decoding(options: dict[str, Any]) -> None:
-    """Raise `ConfigError` on a name that `transformers.GenerationConfig` does not have."""
-    if not options:
-        return
+def checked_decoding(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ways of decoding, a JSON schema as what its file holds.
+
+    Raises:
+        ConfigError: `transformers.GenerationConfig` does not have a name, or the schema cannot be used.
+    """
+    options = dict(options)
+    if JSON_SCHEMA in options:
+        options[JSON_SCHEMA] = read_schema(options[JSON_SCHEMA])
+    if not options.keys() - {JSON_SCHEMA}:
+        return options
     from transformers import GenerationConfig
 
     from peft_rag.registry import suggest
 
     known = sorted(name for name in vars(GenerationConfig()) if not name.startswith("_"))
-    for name in options:
+    for name in options.keys() - {JSON_SCHEMA}:
         if name not in known:
             raise ConfigError(
-                f"unknown way of decoding '{name}'.{suggest(name, known)} Every name of transformers.GenerationConfig "
-                "is taken, such as num_beams, do_sample, temperature, top_p, repetition_penalty, stop_strings."
+                f"unknown way of decoding '{name}'.{suggest(name, [*known, JSON_SCHEMA])} Every name of "
+                "transformers.GenerationConfig is taken, such as num_beams, do_sample, temperature, top_p, "
+                "repetition_penalty, stop_strings; and json_schema."
             )
+    return options
 
 
 def answers_field(record: Record, name: str, flag: str) -> tuple[str, ...]:

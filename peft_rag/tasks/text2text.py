@@ -28,7 +28,8 @@ class Text2Text(Generation):
             measured by it.
         target_length: tokens of an answer at most, its end included.
         scored: how many texts of a split are written and scored; 0 for none. Likelihood is measured on all.
-        decoding: any of `transformers.GenerationConfig`'s names, such as ``num_beams``; greedy if empty.
+        decoding: any of `transformers.GenerationConfig`'s names, such as ``num_beams``, or ``json_schema``; greedy if
+            empty.
         choices: if there are any, the answer is one of these.
         tokenizer: the backbone's; no setting.
     """
