@@ -82,7 +82,8 @@ class RunConfig:
     max_length: int = _option(256, "tokens of one input at most", "model")
     long_inputs: str = _option(
         "cut",
-        "of a text beyond max_length: cut reads its beginning, within_document the chunks that tell classes apart",
+        "of a text beyond max_length: cut reads its beginning, within_document the chunks that tell classes apart, or "
+        "those that are about the end of a prompt, which stays whole",
         "model",
     )
     dropout: float = _option(

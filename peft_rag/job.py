@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
     from peft_rag.fusion.base import Fusion, Outputs, Split
-    from peft_rag.long_inputs import RelevantChunks
+    from peft_rag.long_prompts import LongInputs
     from peft_rag.model import RetrievalAugmentedModel
     from peft_rag.tasks.base import Task
     from peft_rag.training import TrainingReport
@@ -201,7 +201,7 @@ def prepare(config: RunConfig, working: Path, say: Say) -> Prepared:
     )
     splits = replace(splits, task=model.task)
     if config.long_inputs == WITHIN_DOCUMENT:
-        model.long_inputs[model.adapter] = _relevant_chunks(config, model, splits)
+        model.long_inputs[model.adapter] = _long_inputs(config, model, splits)
     method_options = config.part_options("method")
     say(str(model.attach(config.method, last_layers=config.last_layers or None, **method_options)))
     model.to(arguments.device)
@@ -377,15 +377,16 @@ def _retrieve(model: RetrievalAugmentedModel, splits: Splits, *, search: bool) -
     return train, validation, test
 
 
-def _relevant_chunks(config: RunConfig, model: RetrievalAugmentedModel, splits: Splits) -> RelevantChunks:
+def _long_inputs(config: RunConfig, model: RetrievalAugmentedModel, splits: Splits) -> LongInputs:
     """Learn what to read of long texts; where neighbours are read beside them, half of the window is left to these."""
     from peft_rag.knowledge import make_encoder
-    from peft_rag.long_inputs import RelevantChunks
+    from peft_rag.long_prompts import long_inputs_for
 
     window = config.max_length - model.tokenizer.num_special_tokens_to_add()
+    window -= model.task.answer_tokens if model.decoder_start is None else 0
     if model.fusion.reads_neighbours:
         window //= 2
-    return RelevantChunks.fit(splits.train, make_encoder(config.encoder), model.tokenizer, window)
+    return long_inputs_for(model.task, splits.train, make_encoder(config.encoder), model.tokenizer, window)
 
 
 def _set_dropout(model: RetrievalAugmentedModel, share: float) -> None:

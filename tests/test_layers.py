@@ -38,7 +38,7 @@ LAYERS = [
     {"tasks"},
     {"usable"},
     {"data", "fusion", "long_inputs", "objectives"},
-    {"prediction", "rows"},
+    {"long_prompts", "prediction", "rows"},
     {"attribution", "encoding", "reading", "explanation"},
     {"backbone", "methods"},
     {"knowledge", "language_model", "schema_writing"},
