@@ -222,16 +222,13 @@ def with_voters(prepared: Prepared) -> Prepared:
 def tune(prepared: Prepared, config: RunConfig, say: Say) -> TrainingReport:
     """Start the head from a linear probe of the frozen features, and train."""
     from peft_rag.rows import RetrievalDropout
-    from peft_rag.training import TrainingReport, train
+    from peft_rag.training import train
 
     model, task = prepared.model, prepared.splits.task
     if config.head_init == "probe" and task.probes:
         with model.disable_adapter():
             outputs = model.outputs(prepared.train, progress="frozen features")
         task.fit_head(model.head, outputs.features, task.targets(prepared.train.examples))
-    if task.appends and not model.trained_state():
-        say("nothing is trained: answers are the backbone's own")
-        return TrainingReport(0.0, 0.0, 0, 0)
     return train(
         model,
         prepared.train,

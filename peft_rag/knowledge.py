@@ -199,7 +199,7 @@ def find_for(
     """
     if not task.opens:
         return knowledge.split(examples, k, **options)
-    split = knowledge.split([task.asked(example) for example in examples], k, **options)
+    split = knowledge.split([task.alone(example) for example in examples], k, **options)
     opened = []
     for number, example in enumerate(examples):
         found = split.neighbours.row(number) if split.neighbours is not None else []

@@ -183,7 +183,7 @@ def measure_overlap(prepared: Prepared, answers: Answers) -> dict[str, Any]:
     assert knowledge is not None
     searched = any(split.neighbours is not None for split in (prepared.train, prepared.validation, prepared.test))
     task, examples = prepared.splits.task, prepared.test.examples
-    report = knowledge.overlap([task.asked(example) for example in examples], near=searched)
+    report = knowledge.overlap([task.alone(example) for example in examples], near=searched)
     return scores_by_overlap(task, answers.log_probs, answers.targets, report, examples)
 
 

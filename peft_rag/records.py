@@ -7,7 +7,6 @@ A source is a JSON Lines, CSV, TSV or Parquet file, a folder written by ``datase
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 import sys
@@ -119,7 +118,7 @@ def iter_records(source: Source, refuse: Refuse | None = None) -> Iterator[Recor
         refuse: told of a line that is no record, in place of an error, and of nothing where a source has none at all.
 
     Raises:
-        DataError: the source cannot be found or read, or holds no record; a bad line is met when its turn comes.
+        DataError: the source cannot be found or read, or holds no record.
     """
     name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
     try:
@@ -127,10 +126,11 @@ def iter_records(source: Source, refuse: Refuse | None = None) -> Iterator[Recor
         records = islice(_in_memory(source) if name is None else _read_named(named, refuse), wanted.start, wanted.stop)
     except OSError as error:
         raise DataError(f"{name}: cannot be read ({error.strerror or error}). Check the path.") from None
-    first = next(records, None)
-    if first is not None:
-        yield from itertools.chain([first], records)
-    elif refuse is None:
+    found = False
+    for record in records:
+        found = True
+        yield record
+    if not (found or refuse):
         raise DataError(f"{short_name(name or 'the data given')}: holds no records. Give a file with at least one.")
 
 

@@ -110,7 +110,7 @@ def measure_cell(spec: Mapping[str, Any]) -> Facts:
         written = prepared.test.of(range(scored_texts(prepared)))
         texts = control_texts(model, written, spec["controls"], spec["seed"]) if len(written) else {}
         costs["latency_ms"] = latency(model, examples)
-        costs["off_difference"] = off_difference(model, [model.task.asked(example).asked for example in examples])
+        costs["off_difference"] = off_difference(model, [model.task.alone(example).asked for example in examples])
         costs.update(_index_costs(prepared, spec["index"]))
         seen["facts"] = described(prepared, answers, controls, texts)
         seen["fusion"], seen["gate"] = model.fusion.to_dict(), model.gates.get(model.adapter)
@@ -241,10 +241,10 @@ def _audit(config: RunConfig, splits: Splits) -> Facts:
     from peft_rag.retrieval.overlap import EXACT, find_overlap
 
     retriever = ExactRetriever(make_encoder(config.encoder))
-    queries = [Query(example.id, splits.task.asked(example).asked) for example in splits.test]
+    queries = [Query(example.id, splits.task.alone(example).asked) for example in splits.test]
     known = [splits.corpus]
     if not splits.fields.is_training_data:
-        learned = [Document(one.id, splits.task.asked(one).asked) for one in splits.train]
+        learned = [Document(one.id, splits.task.alone(one).asked) for one in splits.train]
         known.append(Corpus.from_documents(learned, "training data"))
     masks: dict[str, set[int]] = {EXACT: set(), "any": set()}
     for corpus in known:

@@ -53,7 +53,7 @@ def _run(known: argparse.Namespace, rest: Sequence[str]) -> None:
     if usable.refused:
         written["left_out"] = usable.left_out.to_dict()
     if model.knowledge is not None:
-        report = model.knowledge.overlap([task.asked(example) for example in examples])
+        report = model.knowledge.overlap([task.alone(example) for example in examples])
         overlap = scores_by_overlap(task, {"shipped": answered}, targets, report, examples)
         for line in overlap_lines(overlap):
             print(line)

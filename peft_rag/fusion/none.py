@@ -17,5 +17,5 @@ class NoFusion(Fusion):
 
     def encode(self, split: Split, corpus: Corpus | None, reader: Reader) -> list[dict[str, Any]]:
         if reader.task is not None and reader.task.opens:
-            split = replace(split, examples=[reader.task.asked(example) for example in split.examples])
+            split = replace(split, examples=[reader.task.alone(example) for example in split.examples])
         return encode_inputs(split, reader)

@@ -177,10 +177,10 @@ class Task(ABC):
 
     @property
     def opens(self) -> bool:
-        """Whether it takes its answers from what is retrieved, so that `asked` alone is searched for, and `opened`."""
+        """Whether it takes its answers from what is retrieved, so that it is searched for `alone`, and then `opened`."""
         return False
 
-    def asked(self, example: Example) -> Example:
+    def alone(self, example: Example) -> Example:
         """Return an example as it is before anything is retrieved for it."""
         return example
 

@@ -27,7 +27,7 @@ Write = Callable[[str, str, Example], Example]
 """Writes a question and a context as an example; see `peft_rag.tasks.question_answering`."""
 
 
-def asked(example: Example) -> Example:
+def alone(example: Example) -> Example:
     """Return a question without any context."""
     question = example.text[: example.text.index("\n") + 1]
     return replace(example, text=question, spans=(NO_WORD,) * len(example.spans), passages=())
@@ -111,7 +111,7 @@ def read_pieces(
         pieces += [replace(first, spans=(NO_WORD,) * unread + first.spans), *others]
         unread = 0
     if not pieces:
-        return [asked(example)]
+        return [alone(example)]
     unread += len(example.spans) - len(words)
     return [*pieces[:-1], replace(pieces[-1], spans=pieces[-1].spans + (NO_WORD,) * unread)]
 

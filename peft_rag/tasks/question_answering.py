@@ -17,8 +17,8 @@ from peft_rag.tasks.base import LEAST_LOG_PROB, Example, Passage, Pools, Reach, 
 from peft_rag.tasks.contexts import Contexts
 from peft_rag.tasks.open_contexts import (
     NO_WORD,
+    alone,
     answer_texts,
-    asked,
     best_within,
     opened,
     read_pieces,
@@ -149,8 +149,8 @@ class QuestionAnswering(Task):
         labels = tuple(map(str, answer_texts(record, self.answers_field))) if labelled else None
         return self._example(question, "", self._about(number, record, labels))
 
-    def asked(self, example: Example) -> Example:
-        return asked(example) if self.retrieved else example
+    def alone(self, example: Example) -> Example:
+        return alone(example) if self.retrieved else example
 
     def opened(self, example: Example, found: Sequence[Document], *, learn: bool) -> Example:
         return opened(example, found, self._example, learn=learn)

@@ -45,7 +45,7 @@ def words_of(example):
 
 def test_a_question_is_asked_without_its_context_and_opened_with_what_is_found():
     given = learned()
-    asked = TASK.asked(given)
+    asked = TASK.alone(given)
     assert (asked.text, words_of(asked), asked.passages) == ("w1 w2\n", [], ())
     opened = TASK.opened(given, [A, B], learn=False)
     assert opened.text == "w1 w2\nw3 w4 w5\n\nw6 w7"
