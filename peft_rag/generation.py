@@ -20,7 +20,7 @@ from peft_rag.fusion.next_token import NeighbourTokens
 from peft_rag.fusion.passage_mixture import PassageMixture
 from peft_rag.language_model import head_of
 from peft_rag.methods import quiet_peft
-from peft_rag.schema_writing import SchemaWriting, check_json
+from peft_rag.schema_writing import SchemaGrammar, SchemaWriting, check_json
 from peft_rag.tasks.base import Example
 from peft_rag.tasks.generation import Generation
 from peft_rag.tasks.json_schema import JSON_SCHEMA
@@ -66,7 +66,10 @@ def write(
     given = replace(split, examples=bare) if split is not None else model.split(bare)
     rows = model.encode(given, fusion=fusion)
     reading = fusion or model.effective_fusion
-    _check_readable(model, reading, rows, task.decoding | decoding)
+    options = task.decoding | decoding
+    _check_readable(model, reading, rows, options)
+    schema = options.pop(JSON_SCHEMA, None)
+    grammar = None if schema is None else SchemaGrammar(schema, model.tokenizer)
     mixed = reading.next_token(model.memory())
     model.eval()
     written: list[tuple[str, float]] = [("", 0.0)] * len(rows)
@@ -76,7 +79,7 @@ def write(
         for chosen in _batches([tokens_in(row) for row in rows], batch_size, equal=_virtual_tokens(model)):
             batch = [rows[place] for place in chosen]
             heard = mixed or _mixture(model, reading, batch)
-            answers = _written(model, task, batch, heard, streamer, decoding)
+            answers = _written(model, task, batch, heard, streamer, options, grammar)
             for place, answer in zip(chosen, answers, strict=True):
                 written[place] = answer
             bar.update(len(chosen))
@@ -142,6 +145,7 @@ def _written(
     mixed: NeighbourTokens | PassageMixture | None,
     streamer: Any,
     decoding: dict[str, Any],
+    grammar: SchemaGrammar | None,
 ) -> list[tuple[str, float]]:
     tokenizer = model.tokenizer
     counts = [len(inputs_of(row)) for row in rows]
@@ -153,8 +157,7 @@ def _written(
     options: dict[str, Any] = {"max_new_tokens": task.target_length, "pad_token_id": tokenizer.pad_token_id}
     if tokenizer.eos_token_id is not None:
         options["eos_token_id"] = tokenizer.eos_token_id
-    options |= {"do_sample": False, **task.decoding, **decoding}
-    schema = options.pop(JSON_SCHEMA, None)
+    options |= {"do_sample": False, **decoding}
     if "stop_strings" in options:
         options["tokenizer"] = tokenizer
     if task.choices:
@@ -162,9 +165,8 @@ def _written(
     if streamer is not None:
         options["streamer"] = streamer
     processors: list[Any] = [] if mixed is None else [mixed]
-    if schema is not None:
-        longest = int(options["max_new_tokens"])
-        processors.append(SchemaWriting(schema, tokenizer, prompt=begin, longest=longest))
+    if grammar is not None:
+        processors.append(SchemaWriting(grammar, prompt=begin, longest=int(options["max_new_tokens"])))
     options["logits_processor"] = processors
     hearing = mixed.listening(head_of(model.backbone)) if isinstance(mixed, NeighbourTokens) else nullcontext()
     with torch.no_grad(), hearing, quiet_peft():
@@ -174,7 +176,7 @@ def _written(
     steps = model.backbone.compute_transition_scores(written.sequences, written.scores, beams, normalize_logits=True)
     first = [sum(counts[:place]) for place in range(len(counts))]  # all inputs of an example wrote the same
     answers = [_answer(tokenizer, new[place].tolist(), steps[place].tolist()) for place in first]
-    if schema is not None:
+    if grammar is not None:
         check_json([text for text, _ in answers])
     return answers
 

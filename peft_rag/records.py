@@ -32,17 +32,7 @@ SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
 _BUFFER, _BATCH = 1 << 20, 256
 _HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<split>[^:]+))?")
-_TEXT_NAMES = (
-    "text",
-    "sentence",
-    "body",
-    "content",
-    "question",
-    "utterance",
-    "review",
-    "document",
-    "extract",
-)
+_TEXT_NAMES = ("text", "sentence", "body", "content", "question", "utterance", "review", "document", "extract")
 _LABEL_NAMES = ("label", "labels", "class", "category", "intent", "topic", "target", "answer")
 
 

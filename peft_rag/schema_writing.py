@@ -29,71 +29,121 @@ _TRIED = 8
 _WRITTEN_AS = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
 
 
-class SchemaWriting(LogitsProcessor):  # type: ignore[misc]
-    """Takes every token by which no text of the schema goes on, beams and finished texts included.
+class SchemaGrammar:
+    """A JSON schema over the tokens of a backbone, made for its vocabulary once that is seen, which takes a while.
 
-    Dims: I texts at once, V tokens of the vocabulary.
+    Dims: V tokens of the vocabulary.
     """
 
-    def __init__(self, schema: dict[str, Any], tokenizer: Any, *, prompt: int, longest: int) -> None:
-        """Read the schema as a grammar.
+    def __init__(self, schema: dict[str, Any], tokenizer: Any) -> None:
+        """Read the schema.
 
         Args:
             schema: the JSON schema.
             tokenizer: a fast one, of bytes or with bytes for what it does not know.
-            prompt: tokens before the text.
-            longest: tokens of the text at most, its end included.
+        """
+        self.schema, self.tokenizer = schema, tokenizer
+        self.end = -1 if tokenizer.eos_token_id is None else int(tokenizer.eos_token_id)
+        self._vocabulary: Any = None
+        self._marks: dict[str, int] = {}
+
+    def begin(self, size: int) -> Any:
+        """Return the state before the first token, for a vocabulary of V.
 
         Raises:
-            ConfigError: the schema is none, or has no text of so few tokens.
+            ConfigError: the schema is none, or the tokenizer cannot be told byte by byte.
         """
         from llguidance import LLMatcher
 
-        self.grammar = LLMatcher.grammar_from_json_schema(schema, overrides=_WRITTEN_AS)
-        self.tokenizer, self.prompt, self.longest = tokenizer, prompt, longest
-        self.end = int(tokenizer.eos_token_id)
-        self._vocabulary: Any = None
-        self._states: dict[tuple[int, ...], Any] = {}
-        self._marks: dict[str, int] = {}
-        self._least = 0
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Return scores ``(I, V)`` with -inf for tokens that may not follow."""
         if self._vocabulary is None:
-            self._begin(scores.shape[-1])
-        states: dict[tuple[int, ...], Any] = {}
-        allowed = torch.zeros(scores.shape, dtype=torch.bool)
-        for row, tokens in enumerate(input_ids[:, self.prompt :].tolist()):
-            written = tuple(tokens)
-            if self.end in written:
-                allowed[row, self.end] = True
-                continue
-            if written not in states:
-                states[written] = self._after(written)
-            choices = self._choices(states[written], self.longest - len(written), scores[row])
-            allowed[row] = torch.from_numpy(choices)
-        self._states = states
-        return scores.masked_fill(~allowed.to(scores.device), -torch.inf)
+            self._vocabulary = self._told_by_bytes(size)
+            self._marks = {mark: self._vocabulary.tokenize_str(mark)[0] for mark in {*_IN_STRINGS, *_ELSEWHERE}}
+        grammar = LLMatcher.grammar_from_json_schema(self.schema, overrides=_WRITTEN_AS)
+        first = LLMatcher(self._vocabulary, grammar, log_level=0)
+        if first.is_error():
+            reason = " ".join(first.get_error().split())
+            raise ConfigError(f"decoding.json_schema cannot be written by: {reason}. Correct the schema.")
+        return first
 
-    def _begin(self, size: int) -> None:
-        from llguidance import LLMatcher
+    def _told_by_bytes(self, size: int) -> Any:
         from llguidance.hf import from_tokenizer
 
         try:
-            self._vocabulary = from_tokenizer(self.tokenizer, n_vocab=size, eos_token=self.end)
+            return from_tokenizer(self.tokenizer, n_vocab=size, eos_token=self.tokenizer.eos_token_id)
         except Exception as error:
             why = " ".join(str(error).split())
             raise ConfigError(
                 f"decoding.json_schema: texts of this backbone's tokenizer cannot be told byte by byte ({why}). Leave "
                 "it out, or take a backbone whose tokenizer knows bytes, as those of GPT-2, Llama and Gemma do."
             ) from None
-        first = LLMatcher(self._vocabulary, self.grammar, log_level=0)
-        if first.is_error():
-            reason = " ".join(first.get_error().split())
-            raise ConfigError(f"decoding.json_schema cannot be written by: {reason}. Correct the schema.")
-        self._marks = {mark: self._vocabulary.tokenize_str(mark)[0] for mark in {*_IN_STRINGS, *_ELSEWHERE}}
-        self._least = len(self._ending(first, self.longest))
-        self._states = {(): first}
+
+    def mask(self, state: Any) -> NDArray[np.bool_]:
+        """Return which tokens may follow, ``(V,)``."""
+        bits = np.unpackbits(np.frombuffer(state.compute_bitmask(), dtype=np.uint8), bitorder="little")
+        return bits[: self._vocabulary.vocab_size].astype(np.bool_)
+
+    def ending(self, state: Any, left: int) -> list[int] | None:
+        """Return the tokens by which a text is ended, its end among them; None where they are more than are left."""
+        state, tokens = state.deep_copy(), []
+        while not state.is_accepting():
+            token = self._towards_end(state)
+            state.consume_token(token)
+            tokens.append(token)
+            if len(tokens) >= left:
+                return None
+        return [*tokens, self.end]
+
+    def _towards_end(self, state: Any) -> int:
+        bits: bytes = state.compute_bitmask()
+
+        def may(mark: str) -> bool:
+            token = self._marks[mark]
+            return bool(bits[token >> 3] >> (token & 7) & 1)
+
+        found = next((mark for mark in (_IN_STRINGS if may("a") else _ELSEWHERE) if may(mark)), None)
+        return int(self.mask(state).argmax()) if found is None else self._marks[found]
+
+
+class SchemaWriting(LogitsProcessor):  # type: ignore[misc]
+    """Takes every token by which no text of the schema goes on, beams and finished texts included.
+
+    Dims: I texts at once, V tokens of the vocabulary.
+    """
+
+    def __init__(self, grammar: SchemaGrammar, *, prompt: int, longest: int) -> None:
+        """Remember what may be written.
+
+        Args:
+            grammar: of the schema.
+            prompt: tokens before the text.
+            longest: tokens of the text at most, its end included.
+        """
+        self.grammar, self.prompt, self.longest = grammar, prompt, longest
+        self._states: dict[tuple[int, ...], Any] = {}
+        self._least = 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return scores ``(I, V)`` with -inf for tokens that may not follow.
+
+        Raises:
+            ConfigError: the schema cannot be written by, or has no text of so few tokens.
+        """
+        if not self._states:
+            self._states = {(): self.grammar.begin(scores.shape[-1])}
+            self._least = len(self._ending(self._states[()], self.longest))
+        states: dict[tuple[int, ...], Any] = {}
+        allowed = torch.zeros(scores.shape, dtype=torch.bool)
+        for row, tokens in enumerate(input_ids[:, self.prompt :].tolist()):
+            written = tuple(tokens)
+            if self.grammar.end in written:
+                allowed[row, self.grammar.end] = True
+                continue
+            if written not in states:
+                states[written] = self._after(written)
+            choices = self._choices(states[written], self.longest - len(written), scores[row])
+            allowed[row] = torch.from_numpy(choices)
+        self._states = states or self._states
+        return scores.masked_fill(~allowed.to(scores.device), -torch.inf)
 
     def _after(self, written: tuple[int, ...]) -> Any:
         """Return the grammar's state after some tokens: of those known, and one token more."""
@@ -105,7 +155,7 @@ class SchemaWriting(LogitsProcessor):  # type: ignore[misc]
 
     def _choices(self, state: Any, left: int, scores: Tensor) -> NDArray[np.bool_]:
         """Return which tokens may follow where so many are left, ``(V,)``."""
-        mask, ending = self._mask(state), self._ending(state, left)
+        mask, ending = self.grammar.mask(state), self._ending(state, left)
         if left > len(ending) + 2 * self._least:  # no token opens more than the schema asks for as a whole
             return mask
         kept = np.zeros_like(mask)
@@ -113,39 +163,18 @@ class SchemaWriting(LogitsProcessor):  # type: ignore[misc]
         barred = scores.detach().cpu().masked_fill(~torch.from_numpy(mask), -torch.inf)
         for token in barred.topk(min(_TRIED, int(mask.sum()))).indices.tolist():
             further = state.deep_copy()
-            if further.consume_token(token) and self._ends_within(further, left - 1):
+            if further.consume_token(token) and self.grammar.ending(further, left - 1) is not None:
                 kept[token] = True
         return kept
 
-    def _ends_within(self, state: Any, left: int) -> bool:
-        try:
-            return len(self._ending(state, left)) <= left
-        except ConfigError:
-            return False
-
-    def _mask(self, state: Any) -> NDArray[np.bool_]:
-        bits = np.unpackbits(np.frombuffer(state.compute_bitmask(), dtype=np.uint8), bitorder="little")
-        return bits[: self._vocabulary.vocab_size].astype(np.bool_)
-
     def _ending(self, state: Any, left: int) -> list[int]:
-        """Return the tokens by which a text is ended, its end among them.
-
-        Raises:
-            ConfigError: there are more of them than may be written.
-        """
-        state, tokens = state.deep_copy(), []
-        while not state.is_accepting():
-            mask = self._mask(state)
-            marks = _IN_STRINGS if mask[self._marks["a"]] else _ELSEWHERE
-            token = next((self._marks[mark] for mark in marks if mask[self._marks[mark]]), int(mask.argmax()))
-            state.consume_token(token)
-            tokens.append(token)
-            if len(tokens) >= left:
-                raise ConfigError(
-                    f"a text of {self.longest} tokens has no room for what the JSON schema asks for. Raise "
-                    "--task.target_length, or --decoding.max_new_tokens."
-                )
-        return [*tokens, self.end]
+        ending = self.grammar.ending(state, left)
+        if ending is None:
+            raise ConfigError(
+                f"a text of {self.longest} tokens has no room for what the JSON schema asks for. Raise "
+                "--task.target_length, or --decoding.max_new_tokens."
+            )
+        return ending
 
 
 def check_json(texts: Sequence[str]) -> None:

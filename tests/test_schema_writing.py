@@ -132,10 +132,10 @@ def test_a_text_mixed_from_passages_keeps_to_the_schema_too() -> None:
 
 @needs_llguidance
 def test_no_token_is_taken_that_may_follow_while_there_is_room() -> None:
-    from peft_rag.schema_writing import SchemaWriting
+    from peft_rag.schema_writing import SchemaGrammar, SchemaWriting
 
     tokenizer = byte_tokenizer()
-    processor = SchemaWriting({"enum": [1, 23]}, tokenizer, prompt=1, longest=30)
+    processor = SchemaWriting(SchemaGrammar({"enum": [1, 23]}, tokenizer), prompt=1, longest=30)
     one, two, three = (tokenizer(digit)["input_ids"][0] for digit in "123")
 
     def allowed(*written: int) -> set[int]:

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from peft_rag.errors import ConfigError
-from peft_rag.fusion.base import MORE, READ, Fusion, Memory, Outputs, Reader, Shown, Split, cut_inputs, neighbours_of
+from peft_rag.fusion.base import MORE, READ, Memory, Outputs, Reader, Shown, Split, cut_inputs, neighbours_of
+from peft_rag.fusion.reading import NearestFusion
 from peft_rag.tasks.open_contexts import shares
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ContextsFusion(Fusion):
+class ContextsFusion(NearestFusion):
     """Neighbours that hold the answer: p(s, e|x, z_1 … z_k) over the words of all of them, each read by itself.
 
     Every passage stands beneath the question in an input of its own, or in several where it is long, and one softmax
@@ -30,26 +31,8 @@ class ContextsFusion(Fusion):
 
     name: ClassVar[str] = "contexts"
 
-    k: int = 4
-
-    def __post_init__(self) -> None:
-        if self.k < 1:
-            raise ConfigError(f"fusion 'contexts' needs k of at least 1, got k={self.k}.")
-
     @property
     def opens(self) -> bool:
-        return True
-
-    @property
-    def documents_needed(self) -> int:
-        return self.k
-
-    @property
-    def neighbours_wanted(self) -> int:
-        return self.k
-
-    @property
-    def reads_neighbours(self) -> bool:
         return True
 
     def encode(self, split: Split, corpus: Corpus | None, reader: Reader) -> list[dict[str, Any]]:

@@ -177,7 +177,7 @@ class Task(ABC):
 
     @property
     def opens(self) -> bool:
-        """Whether it takes its answers from what is retrieved, so that it is searched for `alone`, and then `opened`."""
+        """Whether it takes its answers from what is retrieved: an example is searched for `alone`, then `opened`."""
         return False
 
     def alone(self, example: Example) -> Example:
