@@ -69,6 +69,8 @@ def write(
     options = task.decoding | decoding
     _check_readable(model, reading, rows, options)
     schema = options.pop(JSON_SCHEMA, None)
+    if schema is not None and task.choices:
+        raise ConfigError("the artefact's task.choices and decoding.json_schema both say what may be written.")
     grammar = None if schema is None else SchemaGrammar(schema, model.tokenizer)
     mixed = reading.next_token(model.memory())
     model.eval()

@@ -198,6 +198,9 @@ def test_settings_hold_the_schema_itself_and_survive_json(tmp_path: Path) -> Non
     assert Text2Text.from_dict(json.loads(json.dumps(task.to_dict()))) == task
     with pytest.raises(ConfigError, match="both say what may be written"):
         Text2Text(decoding={"json_schema": SCHEMA}, choices=("a",))
+    model = model_of(choices=("a", "b"), decoding={})
+    with pytest.raises(ConfigError, match="both say what may be written"):
+        write(model, asked(model), json_schema=SCHEMA)
 
 
 def test_without_llguidance_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
