@@ -76,8 +76,10 @@ def control_arms(
 
 
 def possible_arms(model: RetrievalAugmentedModel, split: Split) -> set[str]:
-    """Return the arms that a model's fusion has on a split; none without retrieval, or where answers are words of the
-    documents found, so that other documents would hold other answers."""
+    """Return the arms that a fusion has on a split; none without retrieval.
+
+    Nor are there any where answers are words of the documents found: other documents hold other answers.
+    """
     fusion, knowledge = model.fusion, model.knowledge
     if isinstance(fusion, NoFusion) or fusion.opens or knowledge is None:
         return set()

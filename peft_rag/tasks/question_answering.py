@@ -135,8 +135,9 @@ class QuestionAnswering(Task):
         if not self.retrieved:
             return example
         begin = _context_begin(example)
-        given = Passage(name_field(record, self.context_id_field), begin, begin + len(context))
-        return replace(example, passages=(given,))
+        named = name_field(record, self.context_id_field)
+        given = Passage(named, begin, begin + len(context))
+        return replace(example, passages=(given,), documents=(named,) if named else ())
 
     def _about(self, number: int, record: Record, labels: tuple[str, ...] | None) -> Example:
         named, group = name_field(record, self.id_field) or str(number), name_field(record, self.group_field)
