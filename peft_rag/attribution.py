@@ -5,7 +5,8 @@
 ŷ is what is predicted with all neighbours Z that took part. One that is left out is not replaced by the next nearest:
 the others keep their order and their scores, the fusion weighs them anew, and how far the answer is mixed with that
 without neighbours (`peft_rag.fusion.fallback`) stays. A fusion that reads its neighbours runs the backbone again for
-each that is left out; one that lets them vote on what the model gave does not.
+each that is left out; one that lets them vote on what the model gave does not. Of a written text ŷ, log p is the sum
+over its tokens.
 
 Dims: N examples, K neighbours, L passes with some of an example's neighbours.
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
 
 _PASSES_AT_ONCE = 256
 """L at most: enough to batch inputs of like length, and the votes of 64 neighbours on 1,000 classes stay at 65 MB."""
+
+
+Say = Callable[["Tensor", Split], "list[tuple[tuple[str, ...], float]]"]
+"""Turns log-probabilities on the examples of a split into labels, or into a text, and their probability."""
 
 
 @dataclass(frozen=True)
@@ -61,17 +66,19 @@ def explained(
     answers: Sequence[Prediction],
     batch_size: int = 64,
     progress: str = "",
+    say: Say | None = None,
 ) -> list[Prediction]:
     """Return answers with the neighbours behind them, the effect of each, and the answer without any.
 
     Args:
         model: what gave them.
-        split: the N examples with what was retrieved for them.
+        split: the N examples with what was retrieved for them; where answers are texts, each labelled with its own.
         outputs: what the model gave for these, before fusion.
         fused: log-probabilities after fusion in nats, ``(N, …)``.
-        answers: what the task decoded these into.
+        answers: what these were turned into.
         batch_size: inputs run at once.
         progress: empty for no progress bars.
+        say: turns other log-probabilities into answers; as the task decodes them by default.
     """
     if model.knowledge is None:
         return list(answers)
@@ -96,14 +103,14 @@ def explained(
     for number in range(1, chunks + 1):
         part = list(itertools.islice(passes, _PASSES_AT_ONCE))
         title = progress and f"leaving neighbours out, part {number:,} of {chunks:,}"
-        again = _asked_again(model, split, outputs, part, batch_size, title)
-        rows = [one.row for one in part]
+        rows, asked = [one.row for one in part], _with_kept(split, part)
+        again = _asked_again(model, asked, outputs, rows, batch_size, title)
         chosen = decisions.take(rows)
         if alone is not None:
             again = mix(alone[chosen], again, model.gate)
         log_probs = decisions.of(rows).sums(model.task.log_likelihood(again, predicted[chosen])).tolist()
-        asked = [split.examples[row] for row in rows]
-        for row, said, log_prob in zip(rows, model.task.decode(again, asked), log_probs, strict=True):
+        said_again = say(again, asked) if say else model.task.decode(again, asked.examples)
+        for row, said, log_prob in zip(rows, said_again, log_probs, strict=True):
             others[row].append(_Answer(Prediction(*said), log_prob))
     corpus = model.knowledge.corpus
     return [_joined(*row, corpus) for row in zip(answers, known, shown, others, strict=True)]
@@ -117,18 +124,21 @@ def _passes(row: int, shown: Sequence[Shown]) -> Iterator[_Pass]:
         yield _Pass(row, [])
 
 
+def _with_kept(split: Split, passes: Sequence[_Pass]) -> Split:
+    """Return the examples that are asked again, with the neighbours that each pass keeps."""
+    kept = Neighbours.of_rows([[(one.position, one.score) for one in asked.kept] for asked in passes])
+    return replace(split.of([one.row for one in passes]), neighbours=kept)
+
+
 def _asked_again(
     model: RetrievalAugmentedModel,
-    split: Split,
+    part: Split,
     outputs: Outputs,
-    passes: Sequence[_Pass],
+    rows: Sequence[int],
     batch_size: int,
     progress: str,
 ) -> Tensor:
-    """Return log-probabilities in nats, ``(L, …)``, fused from the neighbours that each pass keeps."""
-    rows = [one.row for one in passes]
-    kept = Neighbours.of_rows([[(one.position, one.score) for one in asked.kept] for asked in passes])
-    part = replace(split.of(rows), neighbours=kept)
+    """Return log-probabilities in nats, ``(L, …)``, fused from the neighbours of a part of the examples."""
     if model.fusion.reads_neighbours:
         given = model.outputs(part, batch_size=batch_size, progress=progress)
     else:

@@ -158,6 +158,22 @@ def _check_head(name: str, kind: str, head: str, can: set[str]) -> None:
     )
 
 
+def is_encoder_decoder(name: str) -> bool:
+    """Say from its configuration alone whether a backbone reads with one half and writes with another.
+
+    Raises:
+        BackboneError: it cannot be found.
+    """
+    from transformers import AutoConfig
+
+    wanted, local = BackboneName.parse(name), hub_forbidden() or not hub_reachable()
+    with _one_line_errors(wanted), quiet_transformers():
+        config = AutoConfig.from_pretrained(
+            model_location(wanted.place), trust_remote_code=False, local_files_only=local
+        )
+    return wanted.warm or bool(getattr(config, "is_encoder_decoder", False))
+
+
 def load_tokenizer(name: str) -> Any:
     """Load a backbone's tokenizer alone, as `load_backbone` does."""
     from transformers import AutoTokenizer

@@ -43,8 +43,8 @@ def check_task(config: RunConfig, fusion: Fusion, task: Task) -> None:
     Raises:
         RetrievalError: documents cannot vote on this task.
         UnknownObjectiveError: no objective has the name asked for.
-        ConfigError: the objective cannot train the task, or the task judges parts of texts that were to be condensed,
-            or writes texts beside which the fusion cannot be read.
+        ConfigError: the objective cannot train the task, the task judges parts of texts that were to be condensed, or
+            the fusion needs one that writes by an encoder-decoder.
     """
     if fusion.opens != task.opens:
         raise ConfigError(
@@ -56,10 +56,16 @@ def check_task(config: RunConfig, fusion: Fusion, task: Task) -> None:
         )
     objective: Objective = make_part(load(OBJECTIVES, config.objective), "objective", config.part_options("objective"))
     objective.check(task, config.task)
-    if task.appends and fusion.needs_vectors:
+    if task.appends and not task.generates and fusion.needs_vectors:
         raise ConfigError(
             f"fusion '{config.fusion}' reads neighbours as vectors, which is not possible yet while task "
-            f"'{config.task}' writes or judges a text after its input. Use --fusion concat, marginal or none."
+            f"'{config.task}' judges texts after its input. Use --fusion concat, marginal or none."
+        )
+    if fusion.needs_encoder_decoder and (task.goes_on or not task.generates):
+        raise ConfigError(
+            f"fusion '{config.fusion}' lets a decoder read what an encoder has read of each passage, but task "
+            f"'{config.task}' {'goes on where its prompt ends' if task.goes_on else 'judges and does not write'}. "
+            "Use --task text2text with an encoder-decoder, or --fusion concat."
         )
     if fusion.needs_labels and not task.votes:
         raise RetrievalError(
@@ -71,6 +77,27 @@ def check_task(config: RunConfig, fusion: Fusion, task: Task) -> None:
             f"task '{config.task}' judges parts of a text, but long_inputs is '{WITHIN_DOCUMENT}', which may leave "
             "them out. Leave long_inputs at cut, and cut the texts into shorter ones."
         )
+
+
+def check_backbone(config: RunConfig, fusion: Fusion, task: Task) -> None:
+    """Raise `ConfigError` where the backbone, by its configuration alone, is none that a fusion can be used with."""
+    soft = task.generates and fusion.room_taken > 0
+    if not (fusion.needs_encoder_decoder or soft):
+        return
+    from peft_rag.backbone import is_encoder_decoder
+
+    if is_encoder_decoder(config.backbone_name):
+        return
+    if fusion.needs_encoder_decoder:
+        raise ConfigError(
+            f"fusion '{config.fusion}' lets a decoder read what an encoder has read of each passage, but backbone "
+            f"'{config.backbone_name}' is no encoder-decoder. Name one (t5, bart), start one from an encoder "
+            "(--backbone-encoder-decoder), or use --fusion concat."
+        )
+    from peft_rag.methods import resolve
+    from peft_rag.writer import check_goes_on
+
+    check_goes_on(resolve(config.method).peft_type)
 
 
 def check_corpus(fusion: Fusion, splits: Splits) -> None:

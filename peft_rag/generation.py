@@ -13,17 +13,19 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from peft_rag.attribution import explained
 from peft_rag.errors import ConfigError
-from peft_rag.fusion.base import PASSAGES, READ, SCORES, Fusion, Split
-from peft_rag.fusion.batching import PASSAGE_ROWS, PASSAGE_SCORES, inputs_of, passages_of, tokens_in
+from peft_rag.fusion.base import Fusion, Split
+from peft_rag.fusion.batching import collate, inputs_of, tokens_in
 from peft_rag.fusion.next_token import NeighbourTokens
-from peft_rag.fusion.passage_mixture import PassageMixture
 from peft_rag.language_model import head_of
 from peft_rag.methods import quiet_peft
+from peft_rag.prediction import Prediction
 from peft_rag.schema_writing import SchemaGrammar, SchemaWriting, check_json
 from peft_rag.tasks.base import Example
 from peft_rag.tasks.generation import Generation
 from peft_rag.tasks.json_schema import JSON_SCHEMA
+from peft_rag.writer import writer_of
 
 if TYPE_CHECKING:
     from peft_rag.model import RetrievalAugmentedModel
@@ -67,7 +69,6 @@ def write(
     rows = model.encode(given, fusion=fusion)
     reading = fusion or model.effective_fusion
     options = task.decoding | decoding
-    _check_readable(model, reading, rows, options)
     schema = options.pop(JSON_SCHEMA, None)
     if schema is not None and task.choices:
         raise ConfigError("the artefact's task.choices and decoding.json_schema both say what may be written.")
@@ -80,12 +81,50 @@ def write(
     ) as bar:
         for chosen in _batches([tokens_in(row) for row in rows], batch_size, equal=_virtual_tokens(model)):
             batch = [rows[place] for place in chosen]
-            heard = mixed or _mixture(model, reading, batch)
-            answers = _written(model, task, batch, heard, streamer, options, grammar)
+            answers = _written(model, reading, batch, mixed, streamer, options, grammar)
             for place, answer in zip(chosen, answers, strict=True):
                 written[place] = answer
             bar.update(len(chosen))
     return written
+
+
+def written_answers(
+    model: RetrievalAugmentedModel,
+    examples: Sequence[Example],
+    *,
+    explain: bool = False,
+    batch_size: int = _AT_ONCE,
+    progress: str = "",
+    **decoding: Any,
+) -> list[Prediction]:
+    """Write an answer to each example, with the neighbours behind it where that is asked for.
+
+    What a neighbour did is asked of the text that was written with all of them: its log-probability without that one. A
+    text is written anew without it too.
+
+    Args:
+        model: whose task writes.
+        examples: what is answered.
+        explain: also return each answer's neighbours with their scores, weights and effects.
+        batch_size: inputs run at once, where answers are explained.
+        progress: what the progress bar says; no bar if empty.
+        decoding: any of `transformers.GenerationConfig`'s names, over the task's own.
+    """
+
+    def say(log_probs: Any, asked: Split) -> list[tuple[tuple[str, ...], float]]:
+        written = write(model, asked.examples, split=asked, progress=progress, **decoding)
+        return [((text,), probability) for text, probability in written]
+
+    split = model.split([replace(example, labels=None) for example in examples])
+    answers = [Prediction(*answer) for answer in say(None, split)]
+    if not explain:
+        return answers
+    given = [replace(one, labels=said.labels) for one, said in zip(split.examples, answers, strict=True)]
+    split = replace(split, examples=given)
+    answers = [replace(said, tokens=model.task.decisions(one)) for said, one in zip(answers, given, strict=True)]
+    outputs = model.outputs(split, batch_size=batch_size, progress=progress)
+    fused = model.fuse(outputs, split, batch_size=batch_size, progress=progress)
+    return explained(model, split, outputs, fused, answers, batch_size, progress, say)
 
 
 def _virtual_tokens(model: RetrievalAugmentedModel) -> bool:
@@ -106,17 +145,8 @@ def _batches(lengths: Sequence[int], size: int, *, equal: bool) -> Iterator[list
         yield from (places[start : start + size] for start in range(0, len(places), size))
 
 
-def _check_readable(
-    model: RetrievalAugmentedModel, fusion: Fusion, rows: Sequence[dict[str, Any]], decoding: dict[str, Any]
-) -> None:
-    """Raise `ConfigError` where a fusion cannot be read while a text is written."""
-    if set().union(*rows) - _READABLE:
-        raise ConfigError(
-            f"fusion '{type(fusion).__name__}' cannot be read while a text is written. Use concat, marginal, knn or "
-            "none."
-        )
-    if not any(PASSAGES in row for row in rows):
-        return
+def _check_mixture(model: RetrievalAugmentedModel, decoding: dict[str, Any]) -> None:
+    """Raise `ConfigError` where several inputs cannot write one text."""
     if decoding.get("do_sample") or decoding.get("num_beams", 1) != 1:
         raise ConfigError(
             "a text that is mixed from several passages is written greedily: leave sampling and beams out."
@@ -128,34 +158,56 @@ def _check_readable(
         )
 
 
-def _mixture(model: RetrievalAugmentedModel, fusion: Fusion, rows: Sequence[dict[str, Any]]) -> PassageMixture | None:
-    """Return what mixes the inputs of each example; None where each is an input itself."""
-    if not any(PASSAGES in row for row in rows):
-        return None
-    table = passages_of(rows)
-    logits = fusion.passage_logits(table[PASSAGE_SCORES], model.fusion_module).detach()
-    return PassageMixture(table[PASSAGE_ROWS], logits, getattr(fusion, "form", "token"))
-
-
-_READABLE = {"input_ids", "attention_mask", "token_type_ids", "pooled_mask", READ, PASSAGES, SCORES}
-
-
 def _written(
     model: RetrievalAugmentedModel,
-    task: Generation,
+    fusion: Fusion,
     rows: Sequence[dict[str, Any]],
-    mixed: NeighbourTokens | PassageMixture | None,
+    mixed: NeighbourTokens | None,
     streamer: Any,
     decoding: dict[str, Any],
     grammar: SchemaGrammar | None,
 ) -> list[tuple[str, float]]:
-    tokenizer = model.tokenizer
-    counts = [len(inputs_of(row)) for row in rows]
-    batch = padded(
-        [one for row in rows for one in inputs_of(row)], tokenizer.pad_token_id, left=model.decoder_start is None
-    )
-    inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
-    begin = 1 if model.decoder_start is not None else int(inputs["input_ids"].shape[1])
+    task, tokenizer = model.task, model.tokenizer
+    assert isinstance(task, Generation)
+    goes_on = model.decoder_start is None
+    batch = collate(rows, tokenizer.pad_token_id, left=goes_on)
+    batch = {name: tensor.to(model.device) for name, tensor in batch.items() if name != "pooled_mask"}
+    begin = int(batch["input_ids"].shape[1]) if goes_on else 1
+    options = _options(task, begin, streamer, decoding)
+    hearing = nullcontext() if mixed is None else mixed.listening(head_of(model.backbone))
+    with torch.no_grad(), quiet_peft(), hearing, fusion.prompt(batch, model.fusion_module, goes_on=goes_on) as prompt:
+        if prompt.mixture is not None:
+            _check_mixture(model, options)
+        writer, inputs = writer_of(model.backbone, prompt, model.decoder_start)
+        processors: list[Any] = [one for one in (prompt.mixture, mixed) if one is not None]
+        if grammar is not None:
+            processors.append(SchemaWriting(grammar, prompt=begin, longest=int(options["max_new_tokens"])))
+        written = writer.generate(
+            **inputs, **options, logits_processor=processors, output_scores=True, return_dict_in_generate=True
+        )
+    new = written.sequences[:, begin:]
+    beams = getattr(written, "beam_indices", None)
+    steps = writer.compute_transition_scores(written.sequences, written.scores, beams, normalize_logits=True)
+    # Of several texts from one input the first is taken, and all inputs of a mixture wrote the same.
+    counts = [1 if prompt.encoder_rows is not None else len(inputs_of(row)) for row in rows]
+    each = len(new) // sum(counts)
+    first = [each * sum(counts[:place]) for place in range(len(counts))]
+    answers = [_answer(tokenizer, new[place].tolist(), steps[place].tolist()) for place in first]
+    if grammar is not None:
+        check_json([text for text, _ in answers])
+    return answers
+
+
+def _options(task: Generation, begin: int, streamer: Any, decoding: dict[str, Any]) -> dict[str, Any]:
+    """Return what transformers' ``generate`` is told of how to write.
+
+    Args:
+        task: its settings.
+        begin: tokens before the answer.
+        streamer: takes tokens as they come.
+        decoding: the task's own among them.
+    """
+    tokenizer = task.tokenizer
     options: dict[str, Any] = {"max_new_tokens": task.target_length, "pad_token_id": tokenizer.pad_token_id}
     if tokenizer.eos_token_id is not None:
         options["eos_token_id"] = tokenizer.eos_token_id
@@ -166,21 +218,7 @@ def _written(
         options["prefix_allowed_tokens_fn"] = only(task, begin)
     if streamer is not None:
         options["streamer"] = streamer
-    processors: list[Any] = [] if mixed is None else [mixed]
-    if grammar is not None:
-        processors.append(SchemaWriting(grammar, prompt=begin, longest=int(options["max_new_tokens"])))
-    options["logits_processor"] = processors
-    hearing = mixed.listening(head_of(model.backbone)) if isinstance(mixed, NeighbourTokens) else nullcontext()
-    with torch.no_grad(), hearing, quiet_peft():
-        written = model.backbone.generate(**inputs, **options, output_scores=True, return_dict_in_generate=True)
-    new = written.sequences[:, begin:]
-    beams = getattr(written, "beam_indices", None)
-    steps = model.backbone.compute_transition_scores(written.sequences, written.scores, beams, normalize_logits=True)
-    first = [sum(counts[:place]) for place in range(len(counts))]  # all inputs of an example wrote the same
-    answers = [_answer(tokenizer, new[place].tolist(), steps[place].tolist()) for place in first]
-    if grammar is not None:
-        check_json([text for text, _ in answers])
-    return answers
+    return options
 
 
 def _answer(tokenizer: Any, tokens: list[int], log_probs: list[float]) -> tuple[str, float]:
@@ -189,19 +227,6 @@ def _answer(tokenizer: Any, tokens: list[int], log_probs: list[float]) -> tuple[
     known = [value for value in log_probs[: end + 1] if math.isfinite(value)]
     text: str = tokenizer.decode(tokens[:end], skip_special_tokens=True)
     return text.strip(), math.exp(sum(known) / len(known)) if known else 0.0
-
-
-def padded(rows: Sequence[dict[str, Any]], padding: int, *, left: bool) -> dict[str, Tensor]:
-    """Make a batch of inputs; with padding on the left all of them end where the answer begins."""
-    width = max(1, *(len(row["input_ids"]) for row in rows))
-    batch: dict[str, Tensor] = {}
-    for name in ("input_ids", "attention_mask", "token_type_ids"):
-        if name in rows[0]:
-            filler = padding if name == "input_ids" else 0
-            filled = [[filler] * (width - len(row[name])) for row in rows]
-            pairs = [(fill, list(row[name])) for fill, row in zip(filled, rows, strict=True)]
-            batch[name] = torch.tensor([fill + own if left else own + fill for fill, own in pairs])
-    return batch
 
 
 def only(task: Generation, prompt: int) -> Callable[[int, Tensor], list[int]]:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_rag.combinations import check_corpus, check_neighbours, check_task
+from peft_rag.combinations import check_backbone, check_corpus, check_neighbours, check_task
 from peft_rag.config import WITHIN_DOCUMENT, RunConfig
 from peft_rag.data import Splits, read_splits, without
 from peft_rag.decisions import Decisions
@@ -172,6 +172,7 @@ def prepare(config: RunConfig, working: Path, say: Say) -> Prepared:
         for line in [*splits.left_out[name].lines(name), *notes]:
             say(line)
     check_task(config, fusion, splits.task)
+    check_backbone(config, fusion, splits.task)
     check_corpus(fusion, splits)
 
     from transformers import set_seed

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from peft_rag.encoder_states import bare, read_together
 from peft_rag.errors import BackboneError
 
 if TYPE_CHECKING:
@@ -45,8 +47,7 @@ def check_writes(backbone: Backbone, task: Task) -> None:
 
 def head_of(backbone: nn.Module) -> nn.Module:
     """Return the layer that turns states into logits over the vocabulary."""
-    plain: Any = backbone.get_base_model() if hasattr(backbone, "get_base_model") else backbone
-    head: nn.Module = plain.get_output_embeddings()
+    head: nn.Module = bare(backbone).get_output_embeddings()
     return head
 
 
@@ -82,6 +83,7 @@ def token_log_probs(
     pool_inputs: Tensor,
     pool_tokens: Tensor,
     gold: Tensor,
+    encoder_rows: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return log p(gold) in nats ``(R,)`` and the states that predict them ``(R, D)``.
 
@@ -95,6 +97,8 @@ def token_log_probs(
         pool_inputs: the input of each place, ``(R,)``.
         pool_tokens: the token there whose successor is judged, ``(R, 1)``, of the decoder's input where there is one.
         gold: the successor, ``(R,)``.
+        encoder_rows: the encoder's inputs that the decoder reads together at each of its own, ``(B, K)``, -1 where
+            there are fewer; None where it reads one.
     """
     states: list[Tensor] = []
 
@@ -105,11 +109,13 @@ def token_log_probs(
         return (states[0], *given[1:])
 
     handle = head_of(backbone).register_forward_pre_hook(choose)
+    together = nullcontext() if encoder_rows is None else read_together(backbone, encoder_rows)
     try:
-        logits = backbone(**inputs, use_cache=False).logits
+        with together:
+            logits = backbone(**inputs, use_cache=False).logits
     finally:
         handle.remove()
-    log_probs: Tensor = logits.float().log_softmax(-1).gather(-1, gold.unsqueeze(-1)).squeeze(-1)
+    log_probs = at_least_float(logits).log_softmax(-1).gather(-1, gold.unsqueeze(-1)).squeeze(-1)
     return log_probs, states[0]
 
 
@@ -138,3 +144,10 @@ def choice_scores(
     counts = torch.bincount(owner, minlength=len(choice_inputs)).unsqueeze(1)
     features = states.new_zeros(len(choice_inputs), states.shape[1]).index_add(0, owner, states) / counts
     return scores, features
+
+
+def at_least_float(logits: Tensor) -> Tensor:
+    """Return logits of half precision in single, so that sums over a vocabulary are exact; others as they are."""
+    import torch
+
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

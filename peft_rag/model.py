@@ -15,12 +15,12 @@ from peft_rag.adapter_parts import AdapterParts
 from peft_rag.attribution import explained
 from peft_rag.backbone import Backbone, check_length
 from peft_rag.encoding import encode_split
-from peft_rag.errors import ConfigError, MethodError, RetrievalError
+from peft_rag.errors import MethodError, RetrievalError
 from peft_rag.fusion.base import Fusion, Memory, Outputs, Split
 from peft_rag.fusion.batching import collate
 from peft_rag.fusion.mixing import mix
 from peft_rag.fusion.none import NoFusion
-from peft_rag.generation import write
+from peft_rag.generation import written_answers
 from peft_rag.knowledge import Knowledge, find_for
 from peft_rag.language_model import check_writes, choice_scores, decoder_start, token_log_probs
 from peft_rag.methods import AttachReport, attach, disabled
@@ -188,14 +188,17 @@ class RetrievalAugmentedModel(AdapterParts):
                 the backbone or the fusion reads.
 
         Returns:
-            ``loss`` (scalar, nats; with labels), ``log_probs`` in nats, ``features`` ``(B, D)``, and for a fusion that
-            weighs its neighbours ``weights`` ``(B, K)``.
+            ``loss`` (scalar, nats; with labels; in training what the fusion learns besides is added), ``log_probs`` in
+            nats, ``features`` ``(B, D)``, and for a fusion that weighs its neighbours ``weights`` ``(B, K)``.
         """
         fused = self.fusion.run(self.read, batch, self.fusion_module)
         outputs = {"log_probs": fused.log_probs, "features": fused.features}
         if fused.weights is not None:
             outputs["weights"] = fused.weights
-        return outputs if labels is None else {"loss": self.task.loss(fused.log_probs, labels), **outputs}
+        if labels is None:
+            return outputs
+        loss = self.task.loss(fused.log_probs, labels)
+        return {"loss": loss if fused.penalty is None else loss + fused.penalty, **outputs}
 
     def read(
         self,
@@ -203,6 +206,7 @@ class RetrievalAugmentedModel(AdapterParts):
         pool_inputs: Tensor | None = None,
         pool_tokens: Tensor | None = None,
         gold: Tensor | None = None,
+        encoder_rows: Tensor | None = None,
         choice_inputs: Tensor | None = None,
         choice_lengths: Tensor | None = None,
         **inputs: Tensor,
@@ -216,6 +220,8 @@ class RetrievalAugmentedModel(AdapterParts):
             gold: the right token of each decision, where the task writes text, or those of all choices, ``(R,)``.
             choice_inputs: the input of each choice, where these are judged by likelihood, ``(M, C)``; see `batching`.
             choice_lengths: what their log-probabilities are divided by, ``(M, C)``.
+            encoder_rows: the inputs that the decoder reads together, where it does; see
+                `peft_rag.fusion.batching.ENCODER_ROWS`.
             inputs: what the backbone reads: ``attention_mask`` ``(I, T)``, and ``input_ids`` ``(I, T)`` or
                 ``inputs_embeds`` ``(I, T, D)``.
 
@@ -224,7 +230,7 @@ class RetrievalAugmentedModel(AdapterParts):
         """
         if gold is not None and pool_inputs is not None and pool_tokens is not None:
             width = inputs.get("decoder_input_ids", pooled_mask).shape[1]
-            given = token_log_probs(self.backbone, inputs, width, pool_inputs, pool_tokens, gold)
+            given = token_log_probs(self.backbone, inputs, width, pool_inputs, pool_tokens, gold, encoder_rows)
             if choice_inputs is None or choice_lengths is None:
                 return given
             scores, features = choice_scores(*given, pool_inputs, choice_inputs, choice_lengths)
@@ -344,10 +350,9 @@ class RetrievalAugmentedModel(AdapterParts):
         if not examples:
             return []
         if self.task.generates:
-            if explain:
-                raise ConfigError("a written text is not explained yet. Leave --explain out.")
-            written = write(self, examples, progress=progress, **(decoding or {}))
-            return [Prediction((text,), probability) for text, probability in written]
+            return written_answers(
+                self, examples, explain=explain, batch_size=batch_size, progress=progress, **(decoding or {})
+            )
         split = self.split([replace(example, labels=None) for example in examples])
         self.memory(progress=progress and "encoding the corpus")
         outputs = self.outputs(split, batch_size=batch_size, progress=progress)

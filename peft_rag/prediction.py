@@ -39,9 +39,10 @@ class Prediction:
 
     Attributes:
         labels: what is predicted.
-        probability: of that prediction.
+        probability: of that prediction; of a written text the geometric mean over its tokens.
         neighbours: those behind it, closest first, when an explanation was asked for.
         without_retrieval: what the same model answers with all of these left out; None where there are none.
+        tokens: of an explained text, on all of which an effect is; 1 for labels.
         read: the example that it answers, with the passages found for it where these are part of it.
     """
 
@@ -49,4 +50,5 @@ class Prediction:
     probability: float
     neighbours: tuple[NeighbourShown, ...] = ()
     without_retrieval: Prediction | None = None
+    tokens: int = 1
     read: Example | None = None

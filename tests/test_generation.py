@@ -41,13 +41,13 @@ def tokenizer():
     return words
 
 
-def model_of(backbone, task, fusion=None, method="lora", knowledge=True):
+def model_of(backbone, task, fusion=None, method="lora", knowledge=True, **options):
     torch.manual_seed(0)
     known = Knowledge(CORPUS, ExactRetriever(WordEncoder()), "exact", "words") if knowledge else None
     plain = as_backbone(TINY_BACKBONES[backbone](), tokenizer(), backbone)
     model = RetrievalAugmentedModel(plain, task, fusion, known, max_length=32)
     model.progress_bars = False
-    model.attach(method)
+    model.attach(method, **options)
     for parameter in model.parameters():
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.2)
@@ -314,7 +314,8 @@ def tiny_writer(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:No sentence-transformers model found")
 @pytest.mark.parametrize(
-    ("family", "fusion"), [("gpt2", "knn"), ("gpt2", "concat"), ("t5", "concat"), ("llama", "none")]
+    ("family", "fusion"),
+    [("gpt2", "knn"), ("gpt2", "concat"), ("t5", "fid"), ("llama", "none"), ("gpt2", "projector")],
 )
 def test_a_model_that_writes_is_trained_saved_and_asked(
     tiny_writer, tiny_bert, tmp_path, capsys, monkeypatch, family, fusion
@@ -343,5 +344,13 @@ def test_a_model_that_writes_is_trained_saved_and_asked(
     assert main(["predict", str(out), data["test"], "--stream"]) == 0
     streamed = capsys.readouterr().out
     assert not streamed.startswith("{")
-    assert main(["predict", str(out), data["test"], "--explain"]) == 2
-    assert "a written text is not explained yet" in capsys.readouterr().err
+    explained = main(["predict", str(out), data["test"], "--explain"])
+    printed = capsys.readouterr()
+    assert explained == (2 if fusion == "knn" else 0)
+    if fusion == "knn":
+        assert "here every word has neighbours of its own" in printed.err
+    else:
+        answers = [json.loads(line) for line in printed.out.splitlines()]
+        assert [set(line) for line in answers] == [
+            {"text", "answer", "probability", "without_retrieval", "neighbours"}
+        ] * 4

@@ -18,6 +18,7 @@ LAYERS = [
     {"refusals"},
     {
         "backbone_name",
+        "encoder_states",
         "registry",
         "files",
         "fingerprint",
@@ -41,7 +42,7 @@ LAYERS = [
     {"long_prompts", "prediction", "rows"},
     {"attribution", "encoding", "reading", "explanation"},
     {"backbone", "methods"},
-    {"knowledge", "language_model", "schema_writing"},
+    {"knowledge", "language_model", "schema_writing", "writer"},
     {"generation", "remembering"},
     {"adapter_parts"},
     {"model"},

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,7 @@ from peft_rag.tasks.base import GOLD, Example
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from peft_rag.fusion.prompts import Prompt
     from peft_rag.model import RetrievalAugmentedModel
     from peft_rag.tasks.base import Task
 
@@ -179,10 +181,19 @@ def _nearest_alike(asked: Sequence[Kinds], known: Sequence[Kinds], k: int, searc
 
 
 @dataclass(frozen=True)
-class OtherCorpus(Fusion):
-    """A fusion that reads the same positions in another corpus."""
+class _Inside(Fusion):
+    """A fusion that encodes otherwise than another, and is read as that is."""
 
     inner: Fusion
+
+    def prompt(self, batch: dict[str, Tensor], module: Any, *, goes_on: bool) -> AbstractContextManager[Prompt]:
+        return self.inner.prompt(batch, module, goes_on=goes_on)
+
+
+@dataclass(frozen=True)
+class OtherCorpus(_Inside):
+    """A fusion that reads the same positions in another corpus."""
+
     corpus: Corpus
 
     def encode(self, split: Split, corpus: Corpus | None, reader: Reader) -> list[dict[str, Any]]:
@@ -190,13 +201,11 @@ class OtherCorpus(Fusion):
 
 
 @dataclass(frozen=True)
-class Filler(Fusion):
+class Filler(_Inside):
     """A fusion whose neighbours are overwritten, token for token, with words that say nothing.
 
     The tokens overwritten are those that the task does not pool over, special tokens left alone.
     """
-
-    inner: Fusion
 
     def encode(self, split: Split, corpus: Corpus | None, reader: Reader) -> list[dict[str, Any]]:
         words = reader.tokenizer(_FILLER, add_special_tokens=False)["input_ids"]

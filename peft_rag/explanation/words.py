@@ -13,7 +13,8 @@ NO_DIFFERENCE = 0.005
 MEANINGS = (
     (
         "Probability",
-        "How likely the model holds its answer to be right. It is the model's own estimate, and can be wrong.",
+        "How likely the model holds its answer to be right. It is the model's own estimate, and can be wrong. Of a "
+        "text that it wrote it is the mean over the pieces of words in it, while effects are on the text as a whole.",
     ),
     (
         "Effect",
@@ -83,7 +84,7 @@ def effect_in_words(answer: Prediction, one: NeighbourShown, passage: str = "thi
     if stance(one) == "nothing":
         return f"{without} just as likely.{other}"
     before, after = percent(answer.probability), percent(min(1.0, answer.probability * math.exp(-one.effect)))
-    numbers = f" ({after} instead of {before})" if before != after else ""
+    numbers = f" ({after} instead of {before})" if before != after and answer.tokens == 1 else ""
     return f"{without} {_change(one.effect)}{numbers}.{other}"
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Self
 
-from peft_rag.errors import RetrievalError
 from peft_rag.tasks.appending import check_room
 from peft_rag.tasks.base import MORE as MORE
 from peft_rag.tasks.base import POOLS
+from peft_rag.tasks.spans import own_spans
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from peft_rag.corpus import Corpus
     from peft_rag.decisions import Decisions
     from peft_rag.fusion.next_token import NeighbourTokens
+    from peft_rag.fusion.prompts import Prompt
     from peft_rag.retrieval.base import Neighbours
     from peft_rag.tasks.base import Example, Span, Task
 
@@ -145,11 +147,13 @@ class Fused:
         log_probs: in nats, as the task gives them, ``(B, …)``.
         features: pooled last hidden states, ``(B, D)``.
         weights: of the K neighbours of each example, ``(B, K)``, 0 for missing ones; None where there are none.
+        penalty: what training adds to the loss in nats, a scalar; None for nothing.
     """
 
     log_probs: Tensor
     features: Tensor
     weights: Tensor | None = None
+    penalty: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -249,8 +253,13 @@ class Fusion(ABC):
 
     @property
     def room_taken(self) -> int:
-        """How many tokens neighbours take at most whether the input's own fit beside them or not."""
+        """How many tokens of an input neighbours take at most whether its own fit beside them or not."""
         return 0
+
+    @property
+    def needs_encoder_decoder(self) -> bool:
+        """Whether it lets a decoder read what an encoder has read, so that it can serve no other backbone or task."""
+        return False
 
     @abstractmethod
     def encode(self, split: Split, corpus: Corpus | None, reader: Reader) -> list[dict[str, Any]]:
@@ -300,12 +309,17 @@ class Fusion(ABC):
         """Return this fusion answering from the neighbours of a split, where it would search for them itself."""
         return self
 
-    def passage_logits(self, scores: Tensor, module: Any) -> Tensor:
-        """Turn similarities of inputs that hold one neighbour each ``(R, K)`` into log π up to a constant.
+    def prompt(self, batch: dict[str, Tensor], module: Any, *, goes_on: bool) -> AbstractContextManager[Prompt]:
+        """Say what texts are written from, for as long as the context lasts: inputs as they are, or `ConfigError`.
 
-        Only a fusion that puts several inputs of an example under `PASSAGES` is asked; -inf is kept.
+        Args:
+            batch: encoded examples without answers, as for `run`; padded on the left where texts go on from them.
+            module: what `make_module` gave.
+            goes_on: whether they do: a decoder's do, an encoder-decoder's do not.
         """
-        raise NotImplementedError
+        from peft_rag.fusion.prompts import plain_prompt
+
+        return plain_prompt(self, batch)
 
     def next_token(self, memory: Memory | None) -> NeighbourTokens | None:
         """Return what changes each token's distribution while a text is written; None where nothing does."""
@@ -372,25 +386,3 @@ def cut_inputs(split: Split, reader: Reader) -> list[dict[str, Any]]:
         reader.with_pools(example, row, own_spans(spans, encoded.sequence_ids(number), 0))
         for number, (example, row, spans) in enumerate(zip(split.examples, rows, offsets, strict=True))
     ]
-
-
-def own_spans(offsets: Sequence[Span], segments: Sequence[int | None], segment: int) -> list[Span | None]:
-    """Return what each token of a segment stands for, None for tokens outside of it.
-
-    Args:
-        offsets: characters of each token, as the tokenizer gives them.
-        segments: the segment of each token; None for special tokens.
-        segment: the number of the example's own.
-    """
-    return [tuple(span) if one == segment else None for span, one in zip(offsets, segments, strict=True)]  # type: ignore[misc]
-
-
-def neighbours_of(name: str, split: Split, corpus: Corpus | None) -> tuple[Neighbours, Corpus]:
-    """Return what a fusion that reads neighbours needs.
-
-    Raises:
-        RetrievalError: there are none.
-    """
-    if corpus is None or split.neighbours is None:
-        raise RetrievalError(f"fusion '{name}' was given no neighbours. Pass the corpus it was trained with.")
-    return split.neighbours, corpus

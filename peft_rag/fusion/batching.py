@@ -31,6 +31,9 @@ POOL_INPUTS = "pool_inputs"
 POOL_TOKENS = "pool_tokens"
 """The tokens of each pool, ``(P, …)``; -1 where it has fewer."""
 
+ENCODER_ROWS = "encoder_rows"
+"""The inputs of the encoder that the decoder reads together for each example, ``(B, K)``; -1 where it has fewer."""
+
 NEIGHBOUR_VECTORS = "neighbour_vectors"
 """Vectors of each example's neighbours, ``(B, K, V)``; 0 where it has fewer."""
 
@@ -43,7 +46,14 @@ CHOICE_INPUTS = "choice_inputs"
 CHOICE_LENGTHS = "choice_lengths"
 """What their log-probabilities are divided by, ``(M, C)``; 1 where it has fewer."""
 
-_WHOLE = {"labels", CHOICE_LENGTH, GOLD, MORE, PASSAGES, POOLS, READ, SCORES, VECTORS}
+TEACHER = "teacher_"
+"""Key of an encoded example's other reading, from which the fusion learns while it trains; in a batch what the names of
+the tensors of all of these begin with."""
+
+TAUGHT = "taught"
+"""Decisions of the batch on examples that have such a reading, in the order of the decisions on the readings."""
+
+_WHOLE = {"labels", CHOICE_LENGTH, GOLD, MORE, PASSAGES, POOLS, READ, SCORES, TEACHER, VECTORS}
 
 
 def inputs_of(row: dict[str, Any]) -> Sequence[dict[str, Any]]:
@@ -61,7 +71,7 @@ def tokens_in(row: dict[str, Any]) -> int:
     return sum(len(one["input_ids"]) for one in inputs_of(row))
 
 
-def collate(rows: Sequence[dict[str, Any]], padding: int) -> dict[str, Tensor]:
+def collate(rows: Sequence[dict[str, Any]], padding: int, *, left: bool = False) -> dict[str, Tensor]:
     """Make one batch: inputs padded to their longest, and what belongs to whole examples.
 
     Padding stands on the right whatever the tokenizer prefers, so that on every architecture positions count from an
@@ -70,13 +80,16 @@ def collate(rows: Sequence[dict[str, Any]], padding: int) -> dict[str, Tensor]:
     Args:
         rows: encoded examples, as `peft_rag.fusion.base.Fusion.encode` describes them; with ``labels`` or without.
         padding: token id.
+        left: pad on the left all the same: a text is written that goes on where all inputs must end.
     """
     inputs = [one for row in rows for one in inputs_of(row)]
     batch = {}
     for name in inputs[0].keys() - _WHOLE:
         filler = padding if name in ("input_ids", "decoder_input_ids") else 0
-        width = max(len(one[name]) for one in inputs)
-        batch[name] = torch.tensor([one[name] + [filler] * (width - len(one[name])) for one in inputs])
+        width = max(1, *(len(one[name]) for one in inputs))
+        filled = [[filler] * (width - len(one[name])) for one in inputs]
+        pairs = zip(filled, inputs, strict=True)
+        batch[name] = torch.tensor([fill + one[name] if left else one[name] + fill for fill, one in pairs])
     if POOLS in inputs[0]:
         batch |= _pools(inputs)
     if CHOICE_LENGTH in inputs[0]:
@@ -89,6 +102,8 @@ def collate(rows: Sequence[dict[str, Any]], padding: int) -> dict[str, Tensor]:
         batch |= passages_of(rows)
     if any(VECTORS in row for row in rows):
         batch |= _vectors(rows)
+    if any(TEACHER in row for row in rows):
+        batch |= _teachers(rows, padding)
     return batch
 
 
@@ -146,3 +161,13 @@ def _vectors(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         padded[place, : len(vectors)] = vectors.reshape(-1, size)
         mask[place, : len(vectors)] = 1
     return {NEIGHBOUR_VECTORS: padded, NEIGHBOUR_MASK: mask}
+
+
+def _teachers(rows: Sequence[dict[str, Any]], padding: int) -> dict[str, Tensor]:
+    """Join the other readings of those examples that have one."""
+    counts = [len(row[POOLS]) if POOLS in row else 1 for row in rows]
+    taught = [TEACHER in row for row, count in zip(rows, counts, strict=True) for _ in range(count)]
+    readings = collate([row[TEACHER] for row in rows if TEACHER in row], padding)
+    return {TAUGHT: torch.tensor(taught).nonzero().squeeze(-1)} | {
+        f"{TEACHER}{name}": tensor for name, tensor in readings.items()
+    }

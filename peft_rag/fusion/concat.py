@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from peft_rag.errors import ConfigError
-from peft_rag.fusion.base import READ, Reader, Split, encode_inputs, neighbours_of
+from peft_rag.fusion.base import READ, Reader, Split, encode_inputs
 from peft_rag.fusion.passages import Passages
-from peft_rag.fusion.reading import ReadingFusion
+from peft_rag.fusion.reading import ReadingFusion, neighbours_of
 
 if TYPE_CHECKING:
     from peft_rag.corpus import Corpus

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from peft_rag.errors import ConfigError
-from peft_rag.fusion.base import MORE, READ, Memory, Outputs, Reader, Shown, Split, cut_inputs, neighbours_of
-from peft_rag.fusion.reading import NearestFusion
+from peft_rag.fusion.base import MORE, READ, Memory, Outputs, Reader, Shown, Split, cut_inputs
+from peft_rag.fusion.reading import NearestFusion, neighbours_of
 from peft_rag.tasks.open_contexts import shares
 
 if TYPE_CHECKING:

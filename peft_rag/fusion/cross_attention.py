@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from peft_rag.errors import BackboneError, ConfigError
 from peft_rag.fusion.base import Fused, Read
+from peft_rag.fusion.prompts import Prompt
 from peft_rag.fusion.vectors import VectorFusion
+from peft_rag.tasks.base import GOLD
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -22,8 +25,10 @@ class CrossAttentionFusion(VectorFusion):
 
     E holds the K neighbours' vectors and a learned null neighbour, so that a token can look at nothing. α is 0 at the
     start: a fresh module gives the backbone's output bit for bit. Every token sees every neighbour, in decoders too:
-    they were found by the whole input, which is answered as a whole. A neighbour's weight is the attention that it
-    got, the mean over heads, tokens and layers; what is missing to 1 went to the null neighbour.
+    they were found by the whole input, which is answered as a whole, or by the prompt before all that is written. Of an
+    encoder-decoder that writes it is the decoder whose tokens look. A neighbour's weight is the attention that it got,
+    the mean over heads, layers and tokens (of a written text those by which its tokens are predicted); what is missing
+    to 1 went to the null neighbour.
 
     Source: Alayrac et al. 2022, arXiv:2204.14198 (Flamingo).
 
@@ -69,13 +74,33 @@ class CrossAttentionFusion(VectorFusion):
             raise ConfigError(f"fusion.layers names {chosen} of {len(stack)} layers. Name each once.")
         return CrossAttentionLayers(
             {index: stack[index] for index in chosen},
-            lambda: GatedCrossAttention(backbone.hidden_size, vector_size, self.width, self.heads),
+            lambda: GatedCrossAttention(_width(backbone), vector_size, self.width, self.heads),
         )
 
     def run_with(self, read: Read, inputs: dict[str, Tensor], vectors: Tensor, mask: Tensor, module: Any) -> Fused:
-        with module.reading(vectors, mask, inputs["attention_mask"]) as now:
+        with module.reading(vectors, mask, _asking(inputs)) as now:
             answer = read(**inputs)
         return Fused(*answer, now.weights)
+
+    @contextmanager
+    def prompt_with(
+        self, inputs: dict[str, Tensor], vectors: Tensor, mask: Tensor, module: Any, *, goes_on: bool
+    ) -> Iterator[Prompt]:
+        with module.reading(vectors, mask):
+            yield Prompt(inputs)
+
+
+def _asking(inputs: dict[str, Tensor]) -> Tensor:
+    """Return 1 for the tokens that an answer rests on: those of the input, or those that predict a written text's."""
+    from peft_rag.fusion.batching import POOL_INPUTS, POOL_TOKENS
+
+    tokens = inputs["attention_mask"]
+    if GOLD not in inputs:
+        return tokens
+    written = inputs.get("decoder_input_ids", tokens)
+    asking = written.new_zeros(written.shape)
+    asking[inputs[POOL_INPUTS], inputs[POOL_TOKENS][:, 0]] = 1
+    return asking
 
 
 def _indices(given: Any) -> tuple[int, ...]:
@@ -90,8 +115,17 @@ def _indices(given: Any) -> tuple[int, ...]:
     return chosen
 
 
+def _looking(backbone: Backbone) -> Any:
+    """Return the part of a backbone whose tokens look: of an encoder-decoder its decoder, which writes."""
+    return backbone.model.get_decoder() if backbone.is_encoder_decoder else backbone.model
+
+
+def _width(backbone: Backbone) -> int:
+    return int(_looking(backbone).config.hidden_size) if backbone.is_encoder_decoder else backbone.hidden_size
+
+
 def _stack(backbone: Backbone) -> nn.ModuleList:
-    """Return the backbone's layers.
+    """Return the layers of what looks.
 
     Raises:
         BackboneError: there is no one list of them.
@@ -100,15 +134,16 @@ def _stack(backbone: Backbone) -> nn.ModuleList:
 
     from peft_rag.stacks import layer_stacks
 
-    stacks = layer_stacks(backbone.model)
-    depth = getattr(backbone.model.config, "num_hidden_layers", 0)
+    looking = _looking(backbone)
+    stacks = layer_stacks(looking)
+    depth = getattr(looking.config, "num_hidden_layers", 0)
     names = [name for name, length in stacks.items() if len(stacks) == 1 or length == depth]
     if len(names) != 1:
         shown = ", ".join(stacks) or "none"
         raise BackboneError(
-            f"fusion 'cross-attention' works after the layers of one list, but {type(backbone.model).__name__} has "
+            f"fusion 'cross-attention' works after the layers of one list, but {type(looking).__name__} has "
             f"{shown}. Choose another fusion for this architecture."
         )
-    stack = backbone.model.get_submodule(names[0])
+    stack = looking.get_submodule(names[0])
     assert isinstance(stack, nn.ModuleList)
     return stack

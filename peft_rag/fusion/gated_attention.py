@@ -81,21 +81,32 @@ class Reading:
     Attributes:
         vectors: of the neighbours, ``(B, K, V)``.
         mask: 1 for a neighbour, ``(B, K)``.
-        attention_mask: 1 for a token, ``(B, T)``.
+        tokens: 1 for a token whose looks are noted, ``(B, T)``; None while texts are written, when nothing is noted
+            and an example may have several rows after each other, such as beams.
         shares: by layer, one ``(B, K)`` each time it ran: the mean over heads and tokens.
     """
 
     vectors: Tensor
     mask: Tensor
-    attention_mask: Tensor
+    tokens: Tensor | None = None
     shares: dict[str, list[Tensor]] = field(default_factory=dict)
 
     def note(self, layer: str, shares: Tensor) -> None:
         """Keep the mean over heads and the input's own tokens, which are the last T of those that a method reads."""
-        tokens = self.attention_mask.to(shares.dtype)
+        kept = self.shares.setdefault(layer, [])
+        if self.tokens is None:
+            return
+        tokens = self.tokens.to(shares.dtype)
         own = shares.detach().mean(1)[:, -tokens.shape[1] :]
         mean = (own * tokens.unsqueeze(-1)).sum(1) / tokens.sum(1, keepdim=True)
-        self.shares.setdefault(layer, []).append(mean * self.mask.to(mean.dtype))
+        kept.append(mean * self.mask.to(mean.dtype))
+
+    def of_rows(self, count: int) -> tuple[Tensor, Tensor] | None:
+        """Return vectors and mask for so many rows; None where these are no rows of the examples."""
+        each, over = divmod(count, len(self.vectors))
+        if over or each < 1 or (each > 1 and self.tokens is not None):
+            return None
+        return self.vectors.repeat_interleave(each, 0), self.mask.repeat_interleave(each, 0)
 
     @property
     def weights(self) -> Tensor:
@@ -124,13 +135,13 @@ class CrossAttentionLayers(nn.Module):
         weakref.finalize(self, _remove, hooks)
 
     @contextmanager
-    def reading(self, vectors: Tensor, mask: Tensor, attention_mask: Tensor) -> Iterator[Reading]:
+    def reading(self, vectors: Tensor, mask: Tensor, tokens: Tensor | None = None) -> Iterator[Reading]:
         """Within the block, let the backbone's tokens look at neighbours; nothing is kept afterwards.
 
         Raises:
             BackboneError: a layer did not run in the block, so that it cannot have looked.
         """
-        now = self._now = Reading(vectors, mask, attention_mask)
+        now = self._now = Reading(vectors, mask, tokens)
         try:
             yield now
         finally:
@@ -148,13 +159,14 @@ class CrossAttentionLayers(nn.Module):
         if now is None:
             return None
         hidden = output[0] if isinstance(output, tuple) else output
-        if not isinstance(hidden, Tensor) or hidden.dim() != 3 or len(hidden) != len(now.vectors):
+        looked_at = now.of_rows(len(hidden)) if isinstance(hidden, Tensor) and hidden.dim() == 3 else None
+        if looked_at is None:
             shape = tuple(hidden.shape) if isinstance(hidden, Tensor) else type(hidden).__name__
             raise BackboneError(
                 f"fusion 'cross-attention' expects layers that give hidden states of shape ({len(now.vectors)}, "
                 f"tokens, hidden size), but layer {name} gives {shape}. Choose another fusion for this architecture."
             )
-        seen, shares = self.layers[name](hidden, now.vectors, now.mask)
+        seen, shares = self.layers[name](hidden, *looked_at)
         now.note(name, shares)
         return (seen, *output[1:]) if isinstance(output, tuple) else seen
 

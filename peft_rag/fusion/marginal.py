@@ -3,33 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from peft_rag.errors import ConfigError
-from peft_rag.fusion.base import (
-    PASSAGES,
-    READ,
-    SCORES,
-    Fused,
-    Read,
-    Reader,
-    Split,
-    encode_inputs,
-    neighbours_of,
-)
-from peft_rag.fusion.passages import Passages
-from peft_rag.fusion.reading import ReadingFusion
+from peft_rag.fusion.base import Fused, Read
+from peft_rag.fusion.prompts import Prompt
+from peft_rag.fusion.single_passages import SinglePassages
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from peft_rag.backbone import Backbone
-    from peft_rag.corpus import Corpus
 
 
 @dataclass(frozen=True)
-class MarginalFusion(ReadingFusion):
+class MarginalFusion(SinglePassages):
     """Neighbours as a latent variable: p(y|x) = Σ_z π_z·p(y|x,z), with π = softmax(s/τ).
 
     The model reads the input k times, each time with one neighbour z, and
@@ -53,9 +44,7 @@ class MarginalFusion(ReadingFusion):
     """
 
     name: ClassVar[str] = "marginal"
-    sizes: ClassVar[tuple[str, ...]] = ("k", "passage_tokens")
 
-    passage_tokens: int = 64
     temperature: float = 0.1
     form: Literal["token", "sequence"] = "token"
 
@@ -65,20 +54,6 @@ class MarginalFusion(ReadingFusion):
             raise ConfigError(f"fusion.temperature is {self.temperature}; it must be above 0, for example 0.1.")
         if self.form not in ("token", "sequence"):
             raise ConfigError(f"fusion.form is '{self.form}'. Choose token or sequence.")
-
-    def encode(self, split: Split, corpus: Corpus | None, reader: Reader) -> list[dict[str, Any]]:
-        found, documents = neighbours_of(self.name, split, corpus)
-        passages = Passages(reader, documents, self.passage_tokens, self.template, self.show_labels)
-        rows = encode_inputs(split, reader)
-        for number, alone in enumerate(rows):
-            room = reader.max_length - sum(alone["pooled_mask"]) - passages.joining
-            pairs = [pair for pair in found.row(number)[: self.k] if passages.that_fit([pair[0]], room)]
-            if pairs:
-                example = split.examples[number]
-                inputs = [passages.beside(example, [position]) for position, _ in pairs]
-                rows[number] = {PASSAGES: inputs, SCORES: [score for _, score in pairs]}
-            rows[number][READ] = [position for position, _ in pairs]
-        return rows
 
     def make_module(self, backbone: Backbone, vector_size: int) -> nn.Module:
         return _temperature(self.temperature)
@@ -91,10 +66,24 @@ class MarginalFusion(ReadingFusion):
         inputs = dict(batch)
         rows, scores, owners = (inputs.pop(name) for name in (PASSAGE_ROWS, PASSAGE_SCORES, PASSAGE_EXAMPLES))
         log_probs, features = read(**inputs)
-        logits = self.passage_logits(scores, module)
+        logits = self._log_prior(scores, module)
         return marginalised(log_probs, features, rows, logits, owners if self.form == "sequence" else None)
 
-    def passage_logits(self, scores: Tensor, module: Any) -> Tensor:
+    @contextmanager
+    def prompt(self, batch: dict[str, Tensor], module: Any, *, goes_on: bool) -> Iterator[Prompt]:
+        from peft_rag.fusion.batching import PASSAGE_EXAMPLES, PASSAGE_ROWS, PASSAGE_SCORES
+        from peft_rag.fusion.passage_mixture import PassageMixture
+
+        if PASSAGE_ROWS not in batch:
+            yield Prompt(batch)
+            return
+        inputs = dict(batch)
+        rows, scores, _ = (inputs.pop(name) for name in (PASSAGE_ROWS, PASSAGE_SCORES, PASSAGE_EXAMPLES))
+        logits = self._log_prior(scores, module).detach()
+        yield Prompt(inputs, mixture=PassageMixture(rows, logits, self.form))
+
+    def _log_prior(self, scores: Tensor, module: Any) -> Tensor:
+        """Turn similarities ``(R, K)`` into log π up to a constant; -inf is kept."""
         # Missing neighbours stay out of the division: the gradient of -inf/τ is no number.
         missing = scores == -math.inf
         return (scores.masked_fill(missing, 0.0) / module.log_temperature.exp()).masked_fill(missing, -math.inf)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from peft_rag.errors import ConfigError
-from peft_rag.fusion.base import own_spans
+from peft_rag.tasks.spans import own_spans
 
 if TYPE_CHECKING:
     from peft_rag.corpus import Corpus, Document

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from peft_rag.errors import ConfigError
-from peft_rag.fusion.base import Fusion
+from peft_rag.errors import ConfigError, RetrievalError
+from peft_rag.fusion.base import Fusion, Split
 from peft_rag.fusion.passages import TEMPLATE, check_template
+
+if TYPE_CHECKING:
+    from peft_rag.corpus import Corpus
+    from peft_rag.retrieval.base import Neighbours
 
 
 @dataclass(frozen=True)
@@ -61,3 +65,14 @@ class ReadingFusion(NearestFusion):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_template(self.template)
+
+
+def neighbours_of(name: str, split: Split, corpus: Corpus | None) -> tuple[Neighbours, Corpus]:
+    """Return what a fusion that reads neighbours needs.
+
+    Raises:
+        RetrievalError: there are none.
+    """
+    if corpus is None or split.neighbours is None:
+        raise RetrievalError(f"fusion '{name}' was given no neighbours. Pass the corpus it was trained with.")
+    return split.neighbours, corpus

@@ -7,16 +7,24 @@ embedding.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
+from peft_rag.fusion.batching import POOL_INPUTS, POOL_TOKENS
+
 _MEAN_SQUARE_OF_GELU = 0.4252
 """Of GELU(x) for x normally distributed around 0 with variance 1."""
 
 _SAMPLE = 4096
+
+_DECODER = "decoder_input_ids"
+_OF_OTHERS = {POOL_TOKENS, _DECODER}
+"""What may be as large as an input by chance."""
 
 
 class Projector(nn.Module):
@@ -61,17 +69,31 @@ class Projector(nn.Module):
         embedded: Tensor = self._backbone[0].get_input_embeddings()(input_ids)
         return embedded
 
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """Within the block, nothing in the backbone is dropped out."""
+        training = [module for module in self._backbone[0].modules() if module.training]
+        for module in training:
+            module.training = False
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
+
     def _word_embeddings(self) -> tuple[int, float]:
         """Return D and the root mean square of the entries of word embeddings as the backbone reads them."""
         (backbone,) = self._backbone
-        count = int(backbone.config.vocab_size)
+        count = len(backbone.get_input_embeddings().weight)
         ids = torch.arange(0, count, max(1, count // _SAMPLE), device=next(backbone.parameters()).device)
         with torch.no_grad():
             embedded = self.embed(ids).float()
         return int(embedded.shape[-1]), float(embedded.square().mean().sqrt())
 
 
-def put_before(soft: Tensor, soft_mask: Tensor, words: Tensor, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+def put_before(
+    soft: Tensor, soft_mask: Tensor, words: Tensor, inputs: dict[str, Tensor], *, left: bool = False
+) -> dict[str, Tensor]:
     """Put soft tokens before an input's own, and what is missing or padding of both behind all that is there.
 
     Every token that is there then has as many tokens before it as its position says. Architectures that count
@@ -83,19 +105,28 @@ def put_before(soft: Tensor, soft_mask: Tensor, words: Tensor, inputs: dict[str,
         soft_mask: 1 for those that are there, ``(B, S)``.
         words: embeddings of the input's tokens, ``(B, T, D)``.
         inputs: ``attention_mask`` and what else goes with these tokens, ``(B, T)`` each, which becomes 0 for soft
-            ones; what has another shape is handed on as it is.
+            ones; `peft_rag.fusion.batching.POOL_TOKENS` name the same tokens afterwards as before, unless they are the
+            decoder's; anything else is handed on as it is.
+        left: put what is missing in front of all instead: a text is written that goes on where all inputs must end.
 
     Returns:
         ``inputs_embeds`` ``(B, N, D)`` and the inputs, ``(B, N)`` each; N is the most tokens that an example has.
     """
     there = torch.cat([soft_mask.to(inputs["attention_mask"]), inputs["attention_mask"]], 1)
-    order = there.argsort(dim=1, descending=True, stable=True)[:, : int(there.sum(1).max())]
+    most = int(there.sum(1).max())
+    order = there.argsort(dim=1, descending=not left, stable=True)
+    order = order[:, -most:] if left else order[:, :most]
     embeds = torch.cat([soft.to(words.dtype), words], 1)
     placed = {
         name: torch.cat([values.new_zeros(soft_mask.shape), values], 1).gather(1, order)
         for name, values in inputs.items()
-        if values.shape == words.shape[:2]
+        if name not in _OF_OTHERS and values.shape == words.shape[:2]
     }
     placed["attention_mask"] = there.gather(1, order)
     placed["inputs_embeds"] = embeds.gather(1, order.unsqueeze(-1).expand(-1, -1, embeds.shape[-1]))
+    if POOL_TOKENS in inputs and _DECODER not in inputs:
+        # Soft tokens that are missing moved behind, so that words moved by those that are there.
+        moved = soft_mask.sum(1)[inputs[POOL_INPUTS]].unsqueeze(-1)
+        pools = inputs[POOL_TOKENS]
+        placed[POOL_TOKENS] = (pools + moved.to(pools)).where(pools >= 0, pools)
     return inputs | placed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +18,9 @@ from peft_rag.fusion.base import (
     Reader,
     Split,
     encode_inputs,
-    neighbours_of,
 )
 from peft_rag.fusion.passages import written
-from peft_rag.fusion.reading import ReadingFusion
+from peft_rag.fusion.reading import ReadingFusion, neighbours_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from peft_rag.corpus import Corpus
+    from peft_rag.fusion.prompts import Prompt
 
 _LEAST_TEXT = 8
 """Tokens that the input must have room for."""
@@ -69,12 +70,15 @@ class VectorFusion(ReadingFusion):
                 f"input, which leaves fewer than {_LEAST_TEXT} of max_length {reader.max_length}. Lower --fusion.k or "
                 "raise --max_length."
             )
-        read = [[position for position, _ in found.row(number)[: self.k]] for number in range(len(split))]
-        place, vectors = self._embedded(documents, read, reader)
         rows = encode_inputs(split, reader)
+        read = [[position for position, _ in found.row(number)[: self.k]] for number in range(len(split))]
+        if reader.writes_on and self.tokens_each:
+            spare = [(reader.max_length - sum(row["pooled_mask"])) // self.tokens_each for row in rows]
+            read = [positions[:most] for positions, most in zip(read, spare, strict=True)]
+        place, vectors = self._embedded(documents, read, reader)
         for number, positions in enumerate(read):
             room = reader.max_length - self.tokens_each * len(positions)
-            if len(rows[number]["input_ids"]) > room:
+            if sum(rows[number]["pooled_mask"]) > room:
                 alone = Split(split.examples[number : number + 1])
                 (rows[number],) = encode_inputs(alone, replace(reader, max_length=room))
             if MORE in rows[number]:
@@ -95,6 +99,21 @@ class VectorFusion(ReadingFusion):
         inputs = dict(batch)
         vectors, mask = inputs.pop(NEIGHBOUR_VECTORS), inputs.pop(NEIGHBOUR_MASK)
         return self.run_with(read, inputs, vectors, mask, module)
+
+    def prompt(self, batch: dict[str, Tensor], module: Any, *, goes_on: bool) -> AbstractContextManager[Prompt]:
+        from peft_rag.fusion.batching import NEIGHBOUR_MASK, NEIGHBOUR_VECTORS
+
+        if NEIGHBOUR_VECTORS not in batch:
+            return super().prompt(batch, module, goes_on=goes_on)
+        inputs = dict(batch)
+        vectors, mask = inputs.pop(NEIGHBOUR_VECTORS), inputs.pop(NEIGHBOUR_MASK)
+        return self.prompt_with(inputs, vectors, mask, module, goes_on=goes_on)
+
+    @abstractmethod
+    def prompt_with(
+        self, inputs: dict[str, Tensor], vectors: Tensor, mask: Tensor, module: Any, *, goes_on: bool
+    ) -> AbstractContextManager[Prompt]:
+        """Say what texts are written from where some example has neighbours; see `prompt` and `run_with`."""
 
     @abstractmethod
     def run_with(self, read: Read, inputs: dict[str, Tensor], vectors: Tensor, mask: Tensor, module: Any) -> Fused:

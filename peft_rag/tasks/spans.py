@@ -108,6 +108,17 @@ def tokens_of(part: Span, text: str, spans: Sequence[Span | None], what: str) ->
     return before[-1:] or [0]
 
 
+def own_spans(offsets: Sequence[Span], segments: Sequence[int | None], segment: int) -> list[Span | None]:
+    """Return what each token of a segment stands for, None for tokens outside of it.
+
+    Args:
+        offsets: characters of each token, as the tokenizer gives them.
+        segments: the segment of each token; None for special tokens.
+        segment: the number of the example's own.
+    """
+    return [tuple(span) if one == segment else None for span, one in zip(offsets, segments, strict=True)]  # type: ignore[misc]
+
+
 def _mark(record: Record, name: str) -> Any:
     value = record.fields.get(name)
     if value is None:

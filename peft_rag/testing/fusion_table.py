@@ -1,6 +1,6 @@
 """Which fusion works on which backbone and under which method, found by checking each: ``docs/fusions.md`` holds it.
 
-``python -m peft_rag.testing.fusion_table`` prints both tables, ``… docs/fusions.md`` writes them between the marks of a
+``python -m peft_rag.testing.fusion_table`` prints the tables, ``… docs/fusions.md`` writes them between the marks of a
 page.
 """
 
@@ -17,41 +17,48 @@ from peft_rag.testing.backbones import TINY_BACKBONES
 from peft_rag.testing.fusions import check_fusion
 
 BACKBONES = ("bert", "roberta", "distilbert", "gpt2", "llama", "gemma3", "t5", "encoder_decoder")
+WRITERS = ("gpt2", "llama", "gemma3", "t5", "bart", "encoder_decoder")
 METHODS = ("head", "lora", "adapter", "bitfit", "prompt-tuning", "ia3", "full")
+WRITING = "fusion, under LoRA, where a text is written"
 WORKS, FAILS = "yes", "no"
 BEGIN, END = "<!-- fusions -->", "<!-- end -->"
 
 
-def works(fusion: str, backbone: str, method: str) -> bool:
+def works(fusion: str, backbone: str, method: str, *, writes: bool = False) -> bool:
     """Say whether a fusion conforms on a tiny backbone of that family, under a method."""
     try:
-        check_fusion(fusion, TINY_BACKBONES[backbone], method)
+        check_fusion(fusion, TINY_BACKBONES[backbone], method, writes=writes)
     except PeftRagError:
         return False
     return True
 
 
 def tables() -> str:
-    """Check every fusion on every backbone under LoRA, and on BERT under every method; two Markdown tables."""
+    """Check every fusion on every backbone under LoRA, and on BERT under every method; three Markdown tables."""
     fusions = names(FUSIONS)
     on_backbones = [[works(fusion, backbone, "lora") for backbone in BACKBONES] for fusion in fusions]
+    writing = [[works(fusion, backbone, "lora", writes=True) for backbone in WRITERS] for fusion in fusions]
     under_methods = [[works(fusion, "bert", method) for method in METHODS] for fusion in fusions]
     return "\n\n".join(
         [
             _table("fusion, under LoRA", BACKBONES, fusions, on_backbones),
+            _table(WRITING, WRITERS, fusions, writing),
             _table("fusion, on BERT", METHODS, fusions, under_methods),
         ]
     )
 
 
 def stored(page: str) -> dict[tuple[str, str], bool]:
-    """Read the tables of a page: whether a fusion works, by its name and a backbone's or a method's."""
+    """Read the tables of a page: whether a fusion works, by its name and a backbone's or a method's.
+
+    A backbone that writes is told from the same one that judges: ``gpt2 writes``.
+    """
     cells: dict[tuple[str, str], bool] = {}
     head: list[str] = []
     for line in _between(page).splitlines():
         row = [cell.strip(" `") for cell in line.strip("|").split("|")]
         if row[0].startswith("fusion,"):
-            head = row[1:]
+            head = [f"{column} writes" if row[0] == WRITING else column for column in row[1:]]
         elif line.startswith("|") and not line.startswith("| ---"):
             cells |= {(row[0], column): cell == WORKS for column, cell in zip(head, row[1:], strict=True)}
     return cells

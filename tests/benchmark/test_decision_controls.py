@@ -20,8 +20,11 @@ from peft_rag.benchmark.controls import (
     shuffled_corpus,
 )
 from peft_rag.corpus import Corpus, Document
-from peft_rag.fusion.base import Split
+from peft_rag.fusion.base import Fusion, Split
 from peft_rag.fusion.concat import ConcatFusion
+from peft_rag.fusion.fid import FidFusion
+from peft_rag.fusion.marginal import MarginalFusion
+from peft_rag.fusion.projector import ProjectorFusion
 from peft_rag.generation import write
 from peft_rag.model import RetrievalAugmentedModel
 from peft_rag.records import Record
@@ -166,6 +169,23 @@ def test_oracle_of_a_writer_reads_the_documents_that_its_records_name(family: st
 def _closeness(model: RetrievalAugmentedModel, one: str, other: str) -> float:
     first, second = model.knowledge.embed([one, other])
     return float(first @ second)
+
+
+@pytest.mark.parametrize(
+    ("family", "fusion"),
+    [("t5", FidFusion(k=2)), ("gpt2", MarginalFusion(k=2)), ("gpt2", ProjectorFusion(k=2, width=4))],
+    ids=["fid", "marginal", "projector"],
+)
+def test_controls_are_written_as_the_fusion_itself_is(family: str, fusion: Fusion) -> None:
+    """Neighbours whose labels are permuted write what the same corpus with these labels writes."""
+    model = model_of(family, Text2Text(target_length=6), fusion)
+    found = Neighbours(np.array([[0, 2], [1, -1]]), np.array([[0.9, 0.8], [0.7, -np.inf]], np.float32))
+    split = Split(examples_of(model, ("w1 w2 w3", "w4 w5"), ("w6", "w7")), found)
+    texts = control_texts(model, split, ["shuffled", "filler"], seed=1)
+    assert [len(written) for written in texts.values()] == [2, 2]
+    shuffled = shuffled_corpus(model.knowledge.corpus, np.random.default_rng(1))
+    model.knowledge = replace(model.knowledge, corpus=shuffled)
+    assert texts["shuffled"] == [text for text, _ in write(model, split.examples, split=split)]
 
 
 def test_writer_whose_records_name_no_document_has_no_oracle() -> None:

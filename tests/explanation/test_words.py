@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -32,6 +33,11 @@ def answered(*effects, probability=0.5, alone=("a",), without=("a",)):
 def test_effects_are_told_as_changes_of_the_probability(probability, effect, sentence):
     answer = answered(effect, probability=probability)
     assert effect_in_words(answer, answer.neighbours[0]) == f"Without this passage the answer would be {sentence}"
+
+
+def test_an_effect_on_a_whole_text_is_not_told_by_the_mean_of_its_tokens():
+    answer = replace(answered(math.log(2)), tokens=5)
+    assert effect_in_words(answer, answer.neighbours[0]) == "Without this passage the answer would be 50% less likely."
 
 
 def test_what_would_be_answered_instead_is_told_even_where_the_probability_stays():

@@ -16,6 +16,7 @@ from tests.fusion.test_concat import found
 FAMILIES = ("bert", "roberta", "distilbert", "gpt2", "llama", "gemma", "gemma3")
 VECTOR_SIZE = 6
 METHODS = ("lora", "bitfit", "adapter", "prompt-tuning", "head")
+TASK = TextClassification(labels=("a", "b"))
 DOCUMENTS = Corpus([Document(f"d{n}", f"w{n} w{n + 10}", ("a" if n % 2 else "b",)) for n in range(6)])
 EXAMPLES = [
     Example("0", "w1 w2 w3", ("a",)),
@@ -27,14 +28,13 @@ EXAMPLES = [
 NEIGHBOURS = ([3, 1, 2], [0], [], [5, 4])
 
 
-def make_model(tokenizer, family, fusion, method="", **options):
+def make_model(tokenizer, family, fusion, method="", task=TASK, **options):
     """Join a tiny backbone of a family, a fusion and, where one is named, a method; token types where it reads them."""
     if family != "bert" or method == "prompt-tuning":
         tokenizer.model_input_names = ["input_ids", "attention_mask"]
     backbone = as_backbone(TINY_BACKBONES[family]().base_model, tokenizer, family)
     knowledge = Knowledge(DOCUMENTS, ExactRetriever(WordEncoder(dimension=VECTOR_SIZE)), "exact", "words")
     torch.manual_seed(0)
-    task = TextClassification(labels=("a", "b"))
     model = RetrievalAugmentedModel(backbone, task, fusion, knowledge, max_length=32)
     if method:
         model.attach(method, **options)

@@ -227,7 +227,7 @@ def test_backbones_without_one_list_of_layers_are_refused():
 
     from peft_rag.testing import TINY_BACKBONES
 
-    backbone = SimpleNamespace(model=TINY_BACKBONES["t5"](), name="t5", hidden_size=32)
+    backbone = SimpleNamespace(model=TINY_BACKBONES["t5"](), name="t5", hidden_size=32, is_encoder_decoder=False)
     with pytest.raises(BackboneError, match=r"T5ForConditionalGeneration has encoder.block, decoder.block"):
         CrossAttentionFusion().make_module(backbone, 6)
 

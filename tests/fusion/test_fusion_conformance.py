@@ -10,20 +10,22 @@ import numpy as np
 import pytest
 
 from peft_rag.errors import ConformanceError
-from peft_rag.fusion.base import READ, encode_inputs, neighbours_of
+from peft_rag.fusion.base import READ, encode_inputs
 from peft_rag.fusion.concat import ConcatFusion
 from peft_rag.fusion.marginal import MarginalFusion
+from peft_rag.fusion.projector import ProjectorFusion
+from peft_rag.fusion.reading import neighbours_of
 from peft_rag.registry import FUSIONS, names
 from peft_rag.retrieval.base import Neighbours
 from peft_rag.testing import TINY_BACKBONES, check_fusion
-from peft_rag.testing.fusion_table import BACKBONES, METHODS, stored, with_tables, works
+from peft_rag.testing.fusion_table import BACKBONES, METHODS, WRITERS, stored, with_tables, works
 
 PAGE = (Path(__file__).parents[2] / "docs/fusions.md").read_text(encoding="utf-8")
 TABLE = stored(PAGE)
 
 
 def test_page_tells_of_every_installed_fusion():
-    columns = {*BACKBONES, *METHODS}
+    columns = {*BACKBONES, *METHODS, *(f"{backbone} writes" for backbone in WRITERS)}
     assert TABLE.keys() == {(fusion, column) for fusion in names(FUSIONS) for column in columns}
     for fusion in names(FUSIONS):
         assert TABLE[fusion, "bert"] == TABLE[fusion, "lora"]
@@ -40,6 +42,12 @@ def test_tables_are_written_between_the_marks_and_nowhere_else(given):
 @pytest.mark.parametrize("fusion", names(FUSIONS))
 def test_fusion_conforms_on_a_backbone_as_the_page_says(fusion, backbone):
     assert works(fusion, backbone, "lora") == TABLE[fusion, backbone]
+
+
+@pytest.mark.parametrize("backbone", WRITERS)
+@pytest.mark.parametrize("fusion", names(FUSIONS))
+def test_fusion_conforms_where_a_text_is_written_as_the_page_says(fusion, backbone):
+    assert works(fusion, backbone, "lora", writes=True) == TABLE[fusion, f"{backbone} writes"]
 
 
 @pytest.mark.parametrize("method", [method for method in METHODS if method != "lora"])
@@ -125,6 +133,14 @@ class Batchwise(ConcatFusion):
 
 
 @dataclass(frozen=True)
+class Muddled(ProjectorFusion):
+    """Writes each text from the neighbours of another example."""
+
+    def prompt_with(self, inputs, vectors, mask, module, *, goes_on):
+        return super().prompt_with(inputs, vectors.flip(0), mask.flip(0), module, goes_on=goes_on)
+
+
+@dataclass(frozen=True)
 class Detached(MarginalFusion):
     """Trains a parameter that no gradient reaches."""
 
@@ -163,3 +179,8 @@ BROKEN = {
 def test_broken_fusion_is_caught_by_the_property_it_breaks(kind):
     with pytest.raises(ConformanceError, match=BROKEN[kind]):
         check_fusion(kind(), TINY_BACKBONES["bert"])
+
+
+def test_fusion_that_writes_from_others_neighbours_is_caught():
+    with pytest.raises(ConformanceError, match="a text that is written depends on its own neighbours"):
+        check_fusion(Muddled(), TINY_BACKBONES["gpt2"], writes=True)

@@ -109,9 +109,10 @@ def test_text_of_training_data_never_asks_itself_nor_its_double() -> None:
     assert forbidden_positions(documents, [query], same_data=True, exclude_duplicates=True) == [{0, 1}]
 
 
-def test_fusion_that_searches_by_the_prompt_refuses_texts_without_one(configured: Any) -> None:
+@pytest.mark.parametrize("fusion", ["concat", "marginal", "projector", "cross-attention"])
+def test_fusion_that_searches_by_the_prompt_refuses_texts_without_one(configured: Any, fusion: str) -> None:
     with pytest.raises(RetrievalError, match=r"train.jsonl line 1: is a text to be written from its first word on"):
-        run(configured(fusion="concat"), lambda line: None)
+        run(configured(fusion=fusion), lambda line: None)
 
 
 def test_how_often_the_named_document_is_found_is_said(configured: Any, tmp_path: Path) -> None:

@@ -40,7 +40,8 @@ def table(corner):
 def serves(task_name, fusion_name):
     """Whether a fusion can be trained with a task, answers, and is fitted where it must be."""
     writes = task_name in WRITERS
-    tokenizer, plain = word_tokenizer(), TINY_BACKBONES["gpt2" if writes else "bert"]()
+    writer = "t5" if fusion_name == "fid" else "gpt2"
+    tokenizer, plain = word_tokenizer(), TINY_BACKBONES[writer if writes else "bert"]()
     if writes:
         tokenizer.eos_token = "[SEP]"
     task = make(task_name).with_tokenizer(tokenizer)
@@ -86,7 +87,7 @@ def test_page_tells_of_every_installed_task_and_fusion():
 @pytest.mark.parametrize("fusion", names(FUSIONS))
 @pytest.mark.parametrize("task", names(TASKS))
 def test_fusion_serves_a_task_as_the_page_says(task, fusion):
-    assert serves(task, fusion) == (table("task, with fusions")[task, fusion] == "yes")
+    assert serves(task, fusion) == (table("task, with fusions")[task, fusion] != "no")
 
 
 @pytest.mark.parametrize("task", names(TASKS))
