@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from peft_rag.backbone import Backbone
     from peft_rag.fusion.base import Fusion, Memory
     from peft_rag.knowledge import Knowledge
-    from peft_rag.long_inputs import RelevantChunks
+    from peft_rag.long_prompts import LongInputs
     from peft_rag.query_tower.tower import QueryTower
     from peft_rag.tasks.base import Task
 
@@ -36,7 +36,7 @@ class AdapterParts(nn.Module):
         self.knowledges: dict[str, Knowledge | None] = {}
         self.windows: dict[str, int] = {}
         self.gates: dict[str, float] = {}
-        self.long_inputs: dict[str, RelevantChunks] = {}
+        self.long_inputs: dict[str, LongInputs] = {}
         self.saved_as: dict[str, str] = {}
         self.memories: dict[str, Memory] = {}
         self.heads = nn.ModuleDict()

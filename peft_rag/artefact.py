@@ -203,7 +203,7 @@ def _fill(model: RetrievalAugmentedModel, folder: Path, manifest: Mapping[str, A
     from safetensors.torch import load_file
 
     from peft_rag.knowledge import make_encoder
-    from peft_rag.long_inputs import RelevantChunks
+    from peft_rag.long_prompts import restore_long_inputs
     from peft_rag.methods import AttachReport
     from peft_rag.query_tower.tower import QueryTower
 
@@ -219,7 +219,7 @@ def _fill(model: RetrievalAugmentedModel, folder: Path, manifest: Mapping[str, A
     if manifest.get("long_inputs"):
         learned = {key: tensor.numpy() for key, tensor in _part(state, _LONG).items()}
         encoder = make_encoder(manifest["long_inputs"]["encoder"])
-        model.long_inputs[name] = RelevantChunks.restore(manifest["long_inputs"], learned, encoder, model.tokenizer)
+        model.long_inputs[name] = restore_long_inputs(manifest["long_inputs"], learned, encoder, model.tokenizer)
     if tower is not None and model.knowledge is not None:
         model.search_with(QueryTower.restored(model.knowledge, tower, folder / _TOWER))
     model.saved_as[name] = sha256_of_json([manifest["files"], model.source.fingerprint])

@@ -26,6 +26,11 @@ def check_neighbours(config: RunConfig, fusion: Fusion) -> None:
             f"retrieval_dropout is {config.retrieval_dropout}, but fusion '{config.fusion}' reads no neighbours in "
             "training, so that there are none to drop. Leave it out, or pick one that reads them (--fusion concat)."
         )
+    if config.retrieval_dropout and fusion.opens:
+        raise ConfigError(
+            f"retrieval_dropout is {config.retrieval_dropout}, but fusion '{config.fusion}' gives the contexts that "
+            "answers are taken from: without them there is nothing to learn. Leave it out."
+        )
     if config.min_score is not None and not fusion.neighbours_wanted:
         raise ConfigError(
             f"min_score is {config.min_score}, but fusion '{config.fusion}' as it is set takes no neighbours from the "
@@ -81,8 +86,21 @@ def check_task(config: RunConfig, fusion: Fusion, task: Task) -> None:
         ConfigError: the objective cannot train the task, the task judges parts of texts that were to be condensed, or
             the fusion needs one that writes by an encoder-decoder.
     """
+    if fusion.opens != task.opens:
+        raise ConfigError(
+            f"fusion '{config.fusion}' gives contexts to a task that takes its answers from them, which "
+            f"'{config.task}' as it is set does not: question-answering with --task.retrieved true does."
+            if fusion.opens
+            else f"task '{config.task}' is to take its answers from passages that are retrieved, but fusion "
+            f"'{config.fusion}' does not give it any. Use --fusion contexts, or leave --task.retrieved out."
+        )
     objective: Objective = make_part(load(OBJECTIVES, config.objective), "objective", config.part_options("objective"))
     objective.check(task, config.task)
+    if task.appends and not task.generates and fusion.needs_vectors:
+        raise ConfigError(
+            f"fusion '{config.fusion}' reads neighbours as vectors, which is not possible yet while task "
+            f"'{config.task}' judges texts after its input. Use --fusion concat, marginal or none."
+        )
     if fusion.needs_encoder_decoder and (task.goes_on or not task.generates):
         raise ConfigError(
             f"fusion '{config.fusion}' lets a decoder read what an encoder has read of each passage, but task "
@@ -134,6 +152,11 @@ def check_corpus(fusion: Fusion, splits: Splits) -> None:
         raise RetrievalError(
             f"the corpus '{splits.corpus.name}' has {len(splits.corpus):,} documents, fewer than the "
             f"{fusion.documents_needed} neighbours asked for. Lower --fusion.k or name a larger corpus."
+        )
+    if fusion.opens and splits.fields.is_training_data:
+        raise RetrievalError(
+            "answers are to be taken from passages that are retrieved, but no corpus of such is named. Name it with "
+            "--corpus."
         )
     if fusion.needs_labels:
         unlabelled = next((d.id for d in splits.corpus if not d.labels and not splits.task.goes_on), None)

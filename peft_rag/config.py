@@ -12,6 +12,7 @@ import yaml
 
 from peft_rag.backbone_name import BackboneName
 from peft_rag.errors import ConfigError
+from peft_rag.refusals import ERROR, check_on_bad_record
 from peft_rag.registry import suggest
 
 CUT, WITHIN_DOCUMENT = LONG_INPUTS = ("cut", "within_document")
@@ -60,6 +61,12 @@ class RunConfig:
     label_documents: bool = _option(
         False, "add the name of each label to the training data, as one more example and document of it", "data"
     )
+    on_bad_record: str = _option(
+        ERROR,
+        "a record that cannot be used is an error, or with skip left out, counted and reported; a training record then "
+        "is no document either",
+        "data",
+    )
     task: str = _option("text-classification", "task by name (peft-rag tasks)", "model")
     backbone: str = _option(DEFAULT_MODEL, "frozen transformer: hub name or folder", "model")
     backbone_encoder_decoder: bool = _option(
@@ -91,7 +98,8 @@ class RunConfig:
     max_length: int = _option(256, "tokens of one input at most", "model")
     long_inputs: str = _option(
         "cut",
-        "of a text beyond max_length: cut reads its beginning, within_document the chunks that tell classes apart",
+        "of a text beyond max_length: cut reads its beginning, within_document the chunks that tell classes apart, or "
+        "those that are about the end of a prompt, which stays whole",
         "model",
     )
     dropout: float = _option(
@@ -153,6 +161,7 @@ class RunConfig:
             raise ConfigError(f"validation_share is {self.validation_share}; it lies between 0 and 1.")
         if not 0 <= self.leak_threshold <= 1:
             raise ConfigError(f"leak_threshold is {self.leak_threshold}; it is a cosine from 0 (off) to 1.")
+        check_on_bad_record(self.on_bad_record)
         check_retrieval_dropout(self.retrieval_dropout, self.retrieval_dropout_by)
         check_retriever_loss(
             self.retriever_loss,

@@ -22,8 +22,10 @@ from peft_rag.fusion.none import NoFusion
 from peft_rag.language_model import head_of
 from peft_rag.methods import quiet_peft
 from peft_rag.prediction import Prediction
+from peft_rag.schema_writing import SchemaGrammar, SchemaWriting, check_json
 from peft_rag.tasks.base import Example
 from peft_rag.tasks.generation import Generation
+from peft_rag.tasks.json_schema import JSON_SCHEMA
 from peft_rag.writer import writer_of
 
 if TYPE_CHECKING:
@@ -121,7 +123,7 @@ def write_tokens(
         batch_size: texts written at once.
         progress: what the progress bar says; no bar if empty.
         streamer: takes the tokens of a single text as they come (`transformers.TextStreamer`).
-        decoding: any of `transformers.GenerationConfig`'s names, over the task's own.
+        decoding: any of `transformers.GenerationConfig`'s names, or ``json_schema``, over the task's own.
 
     Raises:
         ConfigError: the fusion cannot be read while a text is written.
@@ -134,6 +136,11 @@ def write_tokens(
     given = replace(split, examples=bare) if split is not None else model.split(bare)
     rows = model.encode(given, fusion=fusion)
     reading = fusion or model.effective_fusion
+    options = task.decoding | decoding
+    schema = options.pop(JSON_SCHEMA, None)
+    if schema is not None and task.choices:
+        raise ConfigError("the artefact's task.choices and decoding.json_schema both say what may be written.")
+    grammar = None if schema is None else SchemaGrammar(schema, model.tokenizer)
     mixed = reading.next_token(model.memory())
     model.eval()
     written = [Written("", 0.0, ())] * len(rows)
@@ -142,7 +149,7 @@ def write_tokens(
     ) as bar:
         for chosen in _batches([tokens_in(row) for row in rows], batch_size, equal=_virtual_tokens(model)):
             batch = [rows[place] for place in chosen]
-            answers = _written(model, reading, batch, mixed, streamer, decoding)
+            answers = _written(model, reading, batch, mixed, streamer, options, grammar)
             for place, answer in zip(chosen, answers, strict=True):
                 written[place] = answer
             bar.update(len(chosen))
@@ -187,6 +194,7 @@ def _written(
     mixed: NeighbourTokens | None,
     streamer: Any,
     decoding: dict[str, Any],
+    grammar: SchemaGrammar | None,
 ) -> list[Written]:
     task, tokenizer = model.task, model.tokenizer
     assert isinstance(task, Generation)
@@ -200,9 +208,11 @@ def _written(
         if prompt.mixture is not None:
             _check_mixture(model, options)
         writer, inputs = writer_of(model.backbone, prompt, model.decoder_start)
-        mixtures = [one for one in (prompt.mixture, mixed) if one is not None]
+        processors: list[Any] = [one for one in (prompt.mixture, mixed) if one is not None]
+        if grammar is not None:
+            processors.append(SchemaWriting(grammar, prompt=begin, longest=int(options["max_new_tokens"])))
         written = writer.generate(
-            **inputs, **options, logits_processor=mixtures, output_scores=True, return_dict_in_generate=True
+            **inputs, **options, logits_processor=processors, output_scores=True, return_dict_in_generate=True
         )
     new = written.sequences[:, begin:]
     beams = getattr(written, "beam_indices", None)
@@ -211,7 +221,10 @@ def _written(
     counts = [1 if prompt.encoder_rows is not None else len(inputs_of(row)) for row in rows]
     each = len(new) // sum(counts)
     first = [each * sum(counts[:place]) for place in range(len(counts))]
-    return [_answer(tokenizer, new[place].tolist(), steps[place].tolist()) for place in first]
+    answers = [_answer(tokenizer, new[place].tolist(), steps[place].tolist()) for place in first]
+    if grammar is not None:
+        check_json([one.text for one in answers])
+    return answers
 
 
 def _options(task: Generation, begin: int, streamer: Any, decoding: dict[str, Any]) -> dict[str, Any]:
@@ -221,13 +234,13 @@ def _options(task: Generation, begin: int, streamer: Any, decoding: dict[str, An
         task: its settings.
         begin: tokens before the answer.
         streamer: takes tokens as they come.
-        decoding: goes over the task's own.
+        decoding: the task's own among them.
     """
     tokenizer = task.tokenizer
     options: dict[str, Any] = {"max_new_tokens": task.target_length, "pad_token_id": tokenizer.pad_token_id}
     if tokenizer.eos_token_id is not None:
         options["eos_token_id"] = tokenizer.eos_token_id
-    options |= {"do_sample": False, **task.decoding, **decoding}
+    options |= {"do_sample": False, **decoding}
     if "stop_strings" in options:
         options["tokenizer"] = tokenizer
     if task.choices:

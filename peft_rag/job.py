@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from peft_rag.combinations import check_backbone, check_corpus, check_neighbours, check_query_tower, check_task
 from peft_rag.config import WITHIN_DOCUMENT, RunConfig
-from peft_rag.data import Splits, read_splits
+from peft_rag.data import Splits, read_splits, without
 from peft_rag.evaluation.overlap import overlap_lines
 from peft_rag.measuring import (
     found_lines,
@@ -22,6 +22,7 @@ from peft_rag.measuring import (
     write_before,
 )
 from peft_rag.parts import make_part
+from peft_rag.refusals import SKIP
 from peft_rag.registry import FUSIONS, OBJECTIVES, TASKS, load
 from peft_rag.results import metrics, table
 from peft_rag.retrieving import query_tower, retrieved
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
     from peft_rag.fusion.base import Fusion, Outputs, Split
-    from peft_rag.long_inputs import RelevantChunks
+    from peft_rag.long_prompts import LongInputs
     from peft_rag.model import RetrievalAugmentedModel
     from peft_rag.tasks.base import Task
     from peft_rag.training import TrainingReport
@@ -107,7 +108,7 @@ def run(config: RunConfig, say: Say = print, *, observe: Observe | None = None) 
     from peft_rag.training import accelerator_available
 
     state = PartialState(cpu=bool(config.training.get("use_cpu", not accelerator_available())))
-    tell = say if state.is_main_process else _silent
+    tell = say if state.is_main_process else _silent  # only the main process talks
     output = Path(config.output)
     with working_folder(config, output, main=state.is_main_process) as working:
         state.wait_for_everyone()
@@ -139,6 +140,7 @@ def run(config: RunConfig, say: Say = print, *, observe: Observe | None = None) 
             report,
             test_examples=len(prepared.test),
             overlap=overlap,
+            left_out=prepared.splits.left_out,
         )
         prepared.model.save_pretrained(output, metrics=measured)
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
@@ -167,8 +169,9 @@ def prepare(config: RunConfig, working: Path, say: Say) -> Prepared:
         f"{len(splits.corpus):,} documents"
     )
     for name in ("train", "validation", "test"):
-        for note in splits.task.notes(getattr(splits, name)):
-            say(f"{name}: {note}")
+        notes = [f"{name}: {note}" for note in splits.task.notes(getattr(splits, name))]
+        for line in [*splits.left_out[name].lines(name), *notes]:
+            say(line)
     check_task(config, fusion, splits.task)
     check_backbone(config, fusion, splits.task)
     check_corpus(fusion, splits)
@@ -176,7 +179,7 @@ def prepare(config: RunConfig, working: Path, say: Say) -> Prepared:
     from transformers import set_seed
 
     from peft_rag.backbone import load_backbone
-    from peft_rag.knowledge import Knowledge, make_retriever, retriever_for
+    from peft_rag.knowledge import knowledge_for
     from peft_rag.methods import resolve
     from peft_rag.model import RetrievalAugmentedModel
     from peft_rag.training import training_arguments
@@ -189,30 +192,20 @@ def prepare(config: RunConfig, working: Path, say: Say) -> Prepared:
         early_stopping_patience=config.early_stopping_patience,
     )
     set_seed(config.seed)
-    options = config.part_options("retriever")
-    knowledge = Knowledge(
-        splits.corpus,
-        make_retriever(config.retriever, config.encoder, options, splits.fields.source),
-        config.retriever or retriever_for(splits.fields.source),
-        config.encoder,
-        options,
-        asdict(splits.fields),
-        leak_threshold=config.leak_threshold,
-        min_score=config.min_score,
-    )
+    knowledge = knowledge_for(config, splits)
     tower = query_tower(config, knowledge)
     backbone = load_backbone(config.backbone_name, head=splits.task.backbone_head)
     model = RetrievalAugmentedModel(
         backbone,
         splits.task,
         fusion,
-        knowledge,
+        knowledge_for(config, splits),
         max_length=config.max_length,
         head_dropout=max(config.dropout, 0.0),
     )
     splits = replace(splits, task=model.task)
     if config.long_inputs == WITHIN_DOCUMENT:
-        model.long_inputs[model.adapter] = _relevant_chunks(config, model, splits)
+        model.long_inputs[model.adapter] = _long_inputs(config, model, splits)
     method_options = config.part_options("method")
     say(str(model.attach(config.method, last_layers=config.last_layers or None, **method_options)))
     if tower is not None:
@@ -220,6 +213,8 @@ def prepare(config: RunConfig, working: Path, say: Say) -> Prepared:
         say(f"query tower: {tower.report}")
     model.to(arguments.device)
     _set_dropout(model, config.dropout)
+    if config.on_bad_record == SKIP:
+        splits = _readable(model, splits, say)
     return Prepared(model, splits, arguments, *retrieved(model, splits, search=fusion.reads_neighbours))
 
 
@@ -281,11 +276,8 @@ def refit_head(prepared: Prepared, checked: Outputs, say: Say) -> None:
         judged = checked if strength is None else model.judge(checked, prepared.validation)
         loss = float(task.loss(judged.log_probs, wanted))
         if loss < best[0]:
-            best = (
-                loss,
-                f"refitted, strength {strength}" if strength else "as trained",
-                copy.deepcopy(model.head.state_dict()),
-            )
+            what = f"refitted, strength {strength}" if strength else "as trained"
+            best = (loss, what, copy.deepcopy(model.head.state_dict()))
     model.head.load_state_dict(best[2])
     say(f"head: {best[1]} (validation loss {best[0]:.3f})")
 
@@ -341,6 +333,7 @@ def read_data(config: RunConfig) -> Splits:
         shots=config.shots,
         seed=config.seed,
         label_documents=config.label_documents,
+        on_bad_record=config.on_bad_record,
     )
 
 
@@ -350,15 +343,31 @@ def _task_options(config: RunConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in shared if name in known} | config.part_options("task")
 
 
-def _relevant_chunks(config: RunConfig, model: RetrievalAugmentedModel, splits: Splits) -> RelevantChunks:
+def _readable(model: RetrievalAugmentedModel, splits: Splits, say: Say) -> Splits:
+    """Leave out what does not fit into the window, as documents too where the training data is the corpus."""
+    from peft_rag.encoding import check_readable
+
+    kept = without(splits, lambda examples: check_readable(model, examples))
+    assert model.knowledge is not None
+    model.knowledge = replace(model.knowledge, corpus=kept.corpus, fields=asdict(kept.fields))
+    check_corpus(model.fusion, kept)
+    for name, given in kept.left_out.items():
+        if given != splits.left_out[name]:
+            for line in given.lines(f"{name}, read by the backbone"):
+                say(line)
+    return kept
+
+
+def _long_inputs(config: RunConfig, model: RetrievalAugmentedModel, splits: Splits) -> LongInputs:
     """Learn what to read of long texts; where neighbours are read beside them, half of the window is left to these."""
     from peft_rag.knowledge import make_encoder
-    from peft_rag.long_inputs import RelevantChunks
+    from peft_rag.long_prompts import long_inputs_for
 
     window = config.max_length - model.tokenizer.num_special_tokens_to_add()
+    window -= model.task.answer_tokens if model.decoder_start is None else 0
     if model.fusion.reads_neighbours:
         window //= 2
-    return RelevantChunks.fit(splits.train, make_encoder(config.encoder), model.tokenizer, window)
+    return long_inputs_for(model.task, splits.train, make_encoder(config.encoder), model.tokenizer, window)
 
 
 def _set_dropout(model: RetrievalAugmentedModel, share: float) -> None:
@@ -371,5 +380,4 @@ def _set_dropout(model: RetrievalAugmentedModel, share: float) -> None:
             module.p = share
 
 
-def _silent(line: str) -> None:
-    """Say nothing: only the main process talks."""
+def _silent(line: str) -> None: ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,9 @@ from peft_rag.tasks.base import Example, Task
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from peft_rag.config import RunConfig
+    from peft_rag.data import Splits
 
 
 STORE = "store"
@@ -184,6 +187,45 @@ def labelled_examples(knowledge: Knowledge, task: Task) -> list[Example]:
     """Return the corpus as labelled examples of a task."""
     name = knowledge.corpus.name
     return [task.example_of(document, f"corpus '{name}' document '{document.id}'") for document in knowledge.corpus]
+
+
+def find_for(
+    task: Task, knowledge: Knowledge, examples: Sequence[Example], k: int, *, learn: bool = False, **options: Any
+) -> Split:
+    """Find k neighbours for each of a task's examples, and open them where the task takes its answers from these.
+
+    Args:
+        task: whose examples they are.
+        knowledge: what is searched.
+        examples: as they were read.
+        k: neighbours wanted.
+        learn: whether they are learned from.
+        options: of `Knowledge.split`.
+    """
+    if not task.opens:
+        return knowledge.split(examples, k, **options)
+    split = knowledge.split([task.alone(example) for example in examples], k, **options)
+    opened = []
+    for number, example in enumerate(examples):
+        found = split.neighbours.row(number) if split.neighbours is not None else []
+        documents = [knowledge.corpus[position] for position, _ in found]
+        opened.append(task.opened(example, documents, learn=learn))
+    return replace(split, examples=opened)
+
+
+def knowledge_for(config: RunConfig, splits: Splits) -> Knowledge:
+    """Return what a run retrieves from, by the retriever that it names."""
+    options = config.part_options("retriever")
+    return Knowledge(
+        splits.corpus,
+        make_retriever(config.retriever, config.encoder, options, splits.fields.source),
+        config.retriever or retriever_for(splits.fields.source),
+        config.encoder,
+        options,
+        asdict(splits.fields),
+        leak_threshold=config.leak_threshold,
+        min_score=config.min_score,
+    )
 
 
 def make_retriever(name: str, encoder: str, options: dict[str, Any] | None = None, source: Any = "") -> Retriever:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from peft_rag.encoder_states import bare, read_together
@@ -29,7 +30,7 @@ def decoder_start(backbone: Backbone) -> int | None:
 
 def check_writes(backbone: Backbone, task: Task) -> None:
     """Raise `BackboneError` where a task that writes meets a backbone that cannot."""
-    if not task.generates:
+    if not task.appends:
         return
     if task.goes_on and decoder_start(backbone) is not None:
         raise BackboneError(
@@ -38,7 +39,8 @@ def check_writes(backbone: Backbone, task: Task) -> None:
         )
     if not backbone.model.can_generate():
         raise BackboneError(
-            f"backbone '{backbone.name}' was loaded without the head by which it writes, but the task writes text. "
+            f"backbone '{backbone.name}' was loaded without the head by which it writes, but the task writes text, or "
+            "judges it by how likely it is. "
             "Load it with load_backbone(name, head='any'), or name a decoder or an encoder-decoder."
         )
 
@@ -115,6 +117,33 @@ def token_log_probs(
         handle.remove()
     log_probs = at_least_float(logits).log_softmax(-1).gather(-1, gold.unsqueeze(-1)).squeeze(-1)
     return log_probs, states[0]
+
+
+def choice_scores(
+    log_probs: Tensor, states: Tensor, token_inputs: Tensor, choice_inputs: Tensor, lengths: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return log p(c|x) / n_c of each choice ``(M, C)``, -inf for a missing one, and their mean states ``(M, D)``.
+
+    Dims: M readings of questions, C choices, I inputs, each a choice after a question, R tokens of all choices.
+
+    Args:
+        log_probs: of the choices' tokens in nats, ``(R,)``.
+        states: that predict these, ``(R, D)``.
+        token_inputs: the input of each token, ``(R,)``.
+        choice_inputs: the input of each choice, ``(M, C)``; -1 for a missing one.
+        lengths: n_c, ``(M, C)``.
+    """
+    inputs = int(choice_inputs.max()) + 1
+    sums = log_probs.new_zeros(inputs).index_add(0, token_inputs, log_probs)
+    missing = choice_inputs < 0
+    scores = (sums[choice_inputs.clamp(min=0)] / lengths).masked_fill(missing, -torch.inf)
+    owners = choice_inputs.new_zeros(inputs)
+    rows = torch.arange(len(choice_inputs), device=owners.device).unsqueeze(1).expand_as(choice_inputs)
+    owners[choice_inputs[~missing]] = rows[~missing]
+    owner = owners[token_inputs]
+    counts = torch.bincount(owner, minlength=len(choice_inputs)).unsqueeze(1)
+    features = states.new_zeros(len(choice_inputs), states.shape[1]).index_add(0, owner, states) / counts
+    return scores, features
 
 
 def at_least_float(logits: Tensor) -> Tensor:

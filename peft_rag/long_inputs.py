@@ -136,12 +136,17 @@ class RelevantChunks:
         Raises:
             FingerprintError: the encoder is another.
         """
-        if encoder.fingerprint != about["fingerprint"]:
-            raise FingerprintError(
-                f"this artefact reads long inputs by encoder '{about['encoder']}' {about['fingerprint'][:19]}…, but "
-                f"'{encoder.name}' is {encoder.fingerprint[:19]}…. Install the model it names, or train again."
-            )
+        check_encoder(about, encoder)
         return cls(encoder, tokenizer, about["window"], **arrays)
+
+
+def check_encoder(about: Mapping[str, Any], encoder: Encoder) -> None:
+    """Raise `FingerprintError` where an encoder is not that which an artefact's long inputs are read by."""
+    if encoder.fingerprint != about["fingerprint"]:
+        raise FingerprintError(
+            f"this artefact reads long inputs by encoder '{about['encoder']}' {about['fingerprint'][:19]}…, but "
+            f"'{encoder.name}' is {encoder.fingerprint[:19]}…. Install the model it names, or train again."
+        )
 
 
 def _chunks(text: str, tokenizer: Any, window: int) -> list[Document]:

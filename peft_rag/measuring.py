@@ -182,8 +182,8 @@ def measure_overlap(prepared: Prepared, answers: Answers) -> dict[str, Any]:
     knowledge = prepared.model.knowledge
     assert knowledge is not None
     searched = any(split.neighbours is not None for split in (prepared.train, prepared.validation, prepared.test))
-    report = knowledge.overlap(prepared.test.examples, near=searched)
     task, examples = prepared.splits.task, prepared.test.examples
+    report = knowledge.overlap([task.alone(example) for example in examples], near=searched)
     return scores_by_overlap(task, answers.log_probs, answers.targets, report, examples)
 
 

@@ -21,8 +21,8 @@ from peft_rag.fusion.batching import collate
 from peft_rag.fusion.mixing import mix
 from peft_rag.fusion.none import NoFusion
 from peft_rag.generation import predict_texts
-from peft_rag.knowledge import Knowledge
-from peft_rag.language_model import check_writes, decoder_start, token_log_probs
+from peft_rag.knowledge import Knowledge, find_for
+from peft_rag.language_model import check_writes, choice_scores, decoder_start, token_log_probs
 from peft_rag.methods import AttachReport, attach, disabled
 from peft_rag.pooling import mean_pools
 from peft_rag.prediction import Prediction
@@ -217,6 +217,8 @@ class RetrievalAugmentedModel(AdapterParts):
         pool_tokens: Tensor | None = None,
         gold: Tensor | None = None,
         encoder_rows: Tensor | None = None,
+        choice_inputs: Tensor | None = None,
+        choice_lengths: Tensor | None = None,
         **inputs: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Run inputs through backbone, method and head.
@@ -225,7 +227,9 @@ class RetrievalAugmentedModel(AdapterParts):
             pooled_mask: 1 for the tokens pooled over, ``(I, T)``.
             pool_inputs: the input of each pool, where the task judges parts of it, ``(P,)``.
             pool_tokens: the tokens of each pool, ``(P, …)``; see `peft_rag.pooling.mean_pools`.
-            gold: the right token of each decision, where the task writes text, ``(R,)``.
+            gold: the right token of each decision, where the task writes text, or those of all choices, ``(R,)``.
+            choice_inputs: the input of each choice, where these are judged by likelihood, ``(M, C)``; see `batching`.
+            choice_lengths: what their log-probabilities are divided by, ``(M, C)``.
             encoder_rows: the inputs that the decoder reads together, where it does; see
                 `peft_rag.fusion.batching.ENCODER_ROWS`.
             inputs: what the backbone reads: ``attention_mask`` ``(I, T)``, and ``input_ids`` ``(I, T)`` or
@@ -236,7 +240,11 @@ class RetrievalAugmentedModel(AdapterParts):
         """
         if gold is not None and pool_inputs is not None and pool_tokens is not None:
             width = inputs.get("decoder_input_ids", pooled_mask).shape[1]
-            return token_log_probs(self.backbone, inputs, width, pool_inputs, pool_tokens, gold, encoder_rows)
+            given = token_log_probs(self.backbone, inputs, width, pool_inputs, pool_tokens, gold, encoder_rows)
+            if choice_inputs is None or choice_lengths is None:
+                return given
+            scores, features = choice_scores(*given, pool_inputs, choice_inputs, choice_lengths)
+            return self.task.log_probs(scores), features
         hidden = self.backbone(**inputs).last_hidden_state
         hidden = hidden[:, hidden.shape[1] - pooled_mask.shape[1] :]
         if pool_inputs is None or pool_tokens is None:
@@ -272,7 +280,7 @@ class RetrievalAugmentedModel(AdapterParts):
 
     def judge(self, outputs: Outputs, split: Split) -> Outputs:
         """Return outputs of a split as the head is now; what it cannot judge by the features it must see again."""
-        if self.task.generates:
+        if self.task.appends:
             return outputs
         if outputs.joined:
             return self.outputs(split)
@@ -290,8 +298,14 @@ class RetrievalAugmentedModel(AdapterParts):
                 )
             return Split(examples)
         title = name if self.progress_bars and len(examples) > 1 else ""
-        return self.knowledge.split(
-            examples, fusion.neighbours_wanted, name=title, exclude_duplicates=exclude_duplicates, tower=self.tower
+        return find_for(
+            self.task,
+            self.knowledge,
+            examples,
+            fusion.neighbours_wanted,
+            name=title,
+            exclude_duplicates=exclude_duplicates,
+            tower=self.tower,
         )
 
     def fuse(
@@ -358,22 +372,21 @@ class RetrievalAugmentedModel(AdapterParts):
         self.memory(progress=progress and "encoding the corpus")
         outputs = self.outputs(split, batch_size=batch_size, progress=progress)
         fused = self.fuse(outputs, split, batch_size=batch_size, progress=progress)
-        answers = [Prediction(*answer) for answer in self.task.decode(fused, examples)]
+        decoded = self.task.decode(fused, split.examples)
+        answers = [Prediction(*said, read=read) for said, read in zip(decoded, split.examples, strict=True)]
         return explained(self, split, outputs, fused, answers, batch_size, progress) if explain else answers
 
-    def answer(
-        self, examples: Sequence[Example], *, name: str = "test", batch_size: int = 64, progress: str = ""
-    ) -> Tensor:
-        """Return the fused log-probabilities of examples, in nats, as the task gives them."""
-        split = self.split(examples, name=name)
+    def answer(self, split: Split, *, batch_size: int = 64, progress: str = "") -> Tensor:
+        """Return the fused log-probabilities of examples from `split`, in nats, as the task gives them."""
         self.memory(progress=progress and "encoding the corpus")
         outputs = self.outputs(split, batch_size=batch_size, progress=progress)
         return self.fuse(outputs, split, batch_size=batch_size, progress=progress)
 
     def evaluate(self, examples: Sequence[Example], **options: Any) -> dict[str, Score]:
         """Score answers to labelled examples, each metric with its 95% bootstrap interval; options as `answer`'s."""
-        targets = self.task.targets(examples)
-        return self.task.evaluate(self.answer(examples, **options), targets, examples=examples)
+        split = self.split(examples, name="test")
+        targets = self.task.targets(split.examples)
+        return self.task.evaluate(self.answer(split, **options), targets, examples=split.examples)
 
     def save_pretrained(self, folder: str | Path, **facts: Any) -> Path:
         """Write the artefact of the active adapter to a new folder; see `peft_rag.artefact.save`."""

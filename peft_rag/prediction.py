@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from peft_rag.tasks.base import Example
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Prediction:
             neighbours of its own, the documents these belong to, heaviest first.
         without_retrieval: what the same model answers with all of these left out; None where there are none.
         tokens: of a text that was written, its end among them; 0 where labels are picked.
+        read: the example that it answers, with the passages found for it where these are part of it.
     """
 
     labels: tuple[str, ...]
@@ -48,3 +53,4 @@ class Prediction:
     neighbours: tuple[NeighbourShown, ...] = ()
     without_retrieval: Prediction | None = None
     tokens: int = 0
+    read: Example | None = None

@@ -53,7 +53,7 @@ def read_rows(
         progress: what the progress bar says; no bar if empty.
     """
     model.eval()
-    if model.task.generates:  # logits of a whole vocabulary for each token of an answer
+    if model.task.appends:  # logits of a whole vocabulary for each token of an answer, or of all choices
         batch_size = min(batch_size, _WRITTEN_AT_ONCE)
     order = sorted(range(len(rows)), key=lambda place: -tokens_in(rows[place]))
     log_probs: list[Tensor] = [torch.empty(0)] * len(rows)

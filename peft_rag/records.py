@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from peft_rag.errors import DataError
 from peft_rag.hub import hub_forbidden, hub_reachable
+from peft_rag.refusals import Refuse
 from peft_rag.registry import suggest
 from peft_rag.slices import split_slice
 from peft_rag.text_files import kind_of, read_rows
@@ -31,17 +32,7 @@ SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
 _BUFFER, _BATCH = 1 << 20, 256
 _HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<split>[^:]+))?")
-_TEXT_NAMES = (
-    "text",
-    "sentence",
-    "body",
-    "content",
-    "question",
-    "utterance",
-    "review",
-    "document",
-    "extract",
-)
+_TEXT_NAMES = ("text", "sentence", "body", "content", "question", "utterance", "review", "document", "extract")
 _LABEL_NAMES = ("label", "labels", "class", "category", "intent", "topic", "target", "answer")
 
 
@@ -107,25 +98,30 @@ def read_records(source: Source) -> list[Record]:
     return list(iter_records(source))
 
 
-def iter_records(source: Source) -> Iterator[Record]:
+def iter_records(source: Source, refuse: Refuse | None = None) -> Iterator[Record]:
     """Yield the records of a source in their order, as `read_records` does, holding a few at a time.
 
-    All are streamed but an array in a ``.json`` file, which is read whole first: write it as JSON Lines if it is large.
+    All are streamed but an array in a ``.json`` file, which is read whole first.
+
+    Args:
+        source: as `read_records` takes it.
+        refuse: told of a line that is no record, in place of an error, and of nothing where a source has none at all.
 
     Raises:
-        DataError: the source cannot be found or read, or holds no record; a bad line is met when its turn comes.
+        DataError: the source cannot be found or read, or holds no record.
     """
     name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
     try:
         named, wanted = split_slice(name or "")
-        records = islice(_in_memory(source) if name is None else _read_named(named), wanted.start, wanted.stop)
+        records = islice(_in_memory(source) if name is None else _read_named(named, refuse), wanted.start, wanted.stop)
     except OSError as error:
         raise DataError(f"{name}: cannot be read ({error.strerror or error}). Check the path.") from None
-    first = next(records, None)
-    if first is None:
+    found = False
+    for record in records:
+        found = True
+        yield record
+    if not (found or refuse):
         raise DataError(f"{short_name(name or 'the data given')}: holds no records. Give a file with at least one.")
-    yield first
-    yield from records
 
 
 def text_field(record: Record, name: str, flag: str) -> str:
@@ -258,7 +254,7 @@ def _well_formed(record: Record, name: str, value: str) -> str:
     return value
 
 
-def _read_named(name: str) -> Iterator[Record]:
+def _read_named(name: str, refuse: Refuse | None) -> Iterator[Record]:
     if name.startswith("demo:"):
         from peft_rag.demo import demo_records
 
@@ -268,7 +264,7 @@ def _read_named(name: str) -> Iterator[Record]:
     if path.is_dir():
         return _saved_dataset(name, path, split="")
     if suffix in SUFFIXES:
-        return _read_file(name, path, suffix)
+        return _read_file(name, path, suffix, refuse)
     if path.exists():
         raise DataError(f"{name}: unknown kind of file '{suffix}'. Use one of {', '.join(SUFFIXES)}.")
     folder, colon, split = name.rpartition(":")
@@ -288,7 +284,7 @@ def _missing(name: str, path: Path) -> DataError:
     return DataError(f"{name}: no such file in '{folder.resolve()}'.{near or ' Give the path of a file that exists.'}")
 
 
-def _read_file(name: str, path: Path, suffix: str) -> Iterator[Record]:
+def _read_file(name: str, path: Path, suffix: str, refuse: Refuse | None) -> Iterator[Record]:
     if not path.is_file():
         raise _missing(name, path)
     try:
@@ -297,7 +293,7 @@ def _read_file(name: str, path: Path, suffix: str) -> Iterator[Record]:
         if suffix == ".parquet":
             yield from _parquet(name, path)
             return
-        for line, unit, fields in read_rows(path):
+        for line, unit, fields in read_rows(path, refuse):
             yield Record(fields, name, line, unit)
     except OSError as error:
         raise DataError(f"{name}: cannot be read ({error.strerror or error}). Check the file.") from None

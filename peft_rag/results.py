@@ -11,6 +11,7 @@ from peft_rag.config import RunConfig
 if TYPE_CHECKING:
     from peft_rag.evaluation.bootstrap import Score
     from peft_rag.model import RetrievalAugmentedModel
+    from peft_rag.refusals import LeftOut
     from peft_rag.training import TrainingReport
 
 Arms = Mapping[str, Mapping[str, "Score"]]
@@ -24,6 +25,7 @@ def metrics(
     *,
     test_examples: int,
     overlap: Mapping[str, Any],
+    left_out: Mapping[str, LeftOut],
 ) -> dict[str, Any]:
     """Return the content of ``metrics.json``.
 
@@ -38,6 +40,7 @@ def metrics(
         test_examples: how many examples the scores rest on.
         overlap: which of them stand in the corpus too, and scores with and without them
             (`peft_rag.evaluation.overlap.scores_by_overlap`).
+        left_out: records of each split that could not be used; a split that lost none is left out.
     """
     from peft_rag.versions import versions
 
@@ -51,6 +54,7 @@ def metrics(
         "arms": {arm: {name: score.to_dict() for name, score in scores.items()} for arm, scores in arms.items()},
         "test_examples": test_examples,
         "overlap": dict(overlap),
+        "left_out": {name: given.to_dict() for name, given in left_out.items() if given.reasons},
         "trainable_parameters": trained,
         "trainable_percent": 100 * trained / total,
         "artefact_bytes": 0,

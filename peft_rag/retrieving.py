@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def retrieved(
     Where a tower is to choose, the frozen encoder finds what it chooses from; once it is given, it finds what is read.
     """
     from peft_rag.fusion.knn import KnnFusion
+    from peft_rag.knowledge import find_for
 
     knowledge, fusion = model.knowledge, model.fusion
     assert knowledge is not None
@@ -53,23 +55,23 @@ def retrieved(
     if model.tower is not None and tower is None:
         read = model.tower.options.candidates(read)
     most = max(read, voters) if search else 0
-    train = knowledge.split(
+    find = partial(find_for, splits.task, knowledge, tower=tower)
+    train = find(
         splits.train,
         read if fusion.reads_neighbours else 0,
         name="train",
+        learn=True,
         same_data=not separate,
         exclude_duplicates=True,
-        tower=tower,
     )
-    validation = knowledge.split(
+    validation = find(
         splits.validation,
         most,
         name="validation",
         same_data=splits.validation_in_corpus,
         exclude_duplicates=separate or splits.validation_in_corpus,
-        tower=tower,
     )
     if not splits.test:
         return train, validation, validation
-    test = knowledge.split(splits.test, most, name="test", exclude_duplicates=separate, tower=tower)
+    test = find(splits.test, most, name="test", exclude_duplicates=separate)
     return train, validation, test

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from peft_rag.errors import DataError
+from peft_rag.refusals import Refuse
 
 _EXAMPLE = '{"text": "…", "label": "…"}'
 _LONGEST_FIELD = 1 << 26
@@ -23,22 +24,28 @@ class Row(NamedTuple):
     fields: dict[str, Any]
 
 
-def read_rows(path: Path) -> Iterator[Row]:
+def read_rows(path: Path, refuse: Refuse | None = None) -> Iterator[Row]:
     """Read a ``.jsonl``, ``.json``, ``.csv`` or ``.tsv`` file in UTF-8, with or without a byte-order mark.
 
     A line is read when its turn comes, and blank lines are skipped. A ``.json`` file may hold one array of objects
     instead of an object a line; only such a file is held in memory whole.
+
+    Args:
+        path: the file.
+        refuse: told of a row that cannot be read, in place of an error, where the rows after it still can: not after
+            a quote that is never closed, nor in a JSON array that is broken.
 
     Raises:
         DataError: the file is not in UTF-8, or a line of it cannot be read.
         OSError: it cannot be opened.
     """
     suffix = path.suffix.lower()
+    refuse = refuse or _raise
     if suffix in (".csv", ".tsv"):
-        return _csv(path.name, read_lines(path), "\t" if suffix == ".tsv" else ",")
+        return _csv(path.name, read_lines(path), "\t" if suffix == ".tsv" else ",", refuse)
     if suffix == ".json" and next(filter(str.strip, read_lines(path)), "").lstrip().startswith("["):
-        return _json_array(path.name, "".join(read_lines(path)))
-    return _json_lines(path.name, read_lines(path))
+        return _json_array(path.name, "".join(read_lines(path)), refuse)
+    return _json_lines(path.name, read_lines(path, refuse), refuse)
 
 
 def kind_of(value: Any) -> str:
@@ -47,22 +54,36 @@ def kind_of(value: Any) -> str:
     return names.get(type(value), f"the {type(value).__name__} {str(value)[:40]}")
 
 
-def read_lines(path: Path) -> Iterator[str]:
+def read_lines(path: Path, refuse: Refuse | None = None) -> Iterator[str]:
     """Yield the lines of a file in UTF-8, with or without a byte-order mark, each with its line feed.
 
+    Args:
+        path: the file.
+        refuse: told of a line that is no text, in place of an error; a blank one stands for it.
+
     Raises:
-        DataError: a line is not in UTF-8, or holds a NUL byte.
+        DataError: a line is not in UTF-8, or holds a NUL byte; or the file is UTF-16.
         OSError: it cannot be opened.
     """
+    refuse = refuse or _raise
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            yield _decode(path, number, line)
+            if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
+                raise DataError(f"{path.name} line 1: the file is UTF-16, not UTF-8. {_iconv(path, 'UTF-16')}")
+            try:
+                text = _decode(path, number, line)
+            except DataError as error:
+                refuse(number, error)
+                text = "\n"
+            yield text
+
+
+def _raise(line: int, error: DataError) -> None:
+    raise error
 
 
 def _decode(path: Path, number: int, line: bytes) -> str:
     """Decode one line; name line and byte of whatever is not text."""
-    if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise DataError(f"{path.name} line 1: the file is UTF-16, not UTF-8. {_iconv(path, 'UTF-16')}")
     if b"\0" in line:
         raise DataError(
             f"{path.name} line {number:,}: a NUL byte at byte {line.index(0) + 1:,} of the line, so this is no text "
@@ -82,28 +103,34 @@ def _iconv(path: Path, encoding: str) -> str:
     return f"Convert it with iconv: iconv -f {encoding} -t UTF-8 {path.name} > utf8{path.suffix}"
 
 
-def _json_lines(name: str, lines: Iterable[str]) -> Iterator[Row]:
+def _json_lines(name: str, lines: Iterable[str], refuse: Refuse) -> Iterator[Row]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        where = f"{name} line {number:,}"
         try:
-            value = json.loads(line.removesuffix("\n"))
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"{where}: not JSON at column {error.colno:,} ({error.msg}). "
-                f"Each line must be one JSON object such as {_EXAMPLE}."
-            ) from None
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}: cannot be read as JSON ({str(error).split(';')[0]}). Repair the line.") from None
-        if not isinstance(value, dict):
-            raise DataError(
-                f"{where}: holds {kind_of(value)}, not an object. Each line must be one such as {_EXAMPLE}."
-            )
-        yield Row(number, "line", value)
+            fields = _json_object(f"{name} line {number:,}", line.removesuffix("\n"))
+        except DataError as error:
+            refuse(number, error)
+            continue
+        yield Row(number, "line", fields)
 
 
-def _json_array(name: str, text: str) -> Iterator[Row]:
+def _json_object(where: str, line: str) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{where}: not JSON at column {error.colno:,} ({error.msg}). "
+            f"Each line must be one JSON object such as {_EXAMPLE}."
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: cannot be read as JSON ({str(error).split(';')[0]}). Repair the line.") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{where}: holds {kind_of(value)}, not an object. Each line must be one such as {_EXAMPLE}.")
+    return value
+
+
+def _json_array(name: str, text: str, refuse: Refuse) -> Iterator[Row]:
     try:
         values = json.loads(text)
     except json.JSONDecodeError as error:
@@ -114,12 +141,14 @@ def _json_array(name: str, text: str) -> Iterator[Row]:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{name}: cannot be read as JSON ({str(error).split(';')[0]}).") from None
     for number, value in enumerate(values, start=1):
-        if not isinstance(value, dict):
-            raise DataError(f"{name} row {number:,}: holds {kind_of(value)}, not an object such as {_EXAMPLE}.")
-        yield Row(number, "row", value)
+        if isinstance(value, dict):
+            yield Row(number, "row", value)
+        else:
+            why = f"{name} row {number:,}: holds {kind_of(value)}, not an object such as {_EXAMPLE}."
+            refuse(number, DataError(why))
 
 
-def _csv(name: str, lines: Iterable[str], delimiter: str) -> Iterator[Row]:
+def _csv(name: str, lines: Iterable[str], delimiter: str, refuse: Refuse) -> Iterator[Row]:
     rows = _csv_rows(name, lines, delimiter)
     _, header = next(rows, (1, []))
     twice = sorted({column for column in header if header.count(column) > 1})
@@ -127,10 +156,12 @@ def _csv(name: str, lines: Iterable[str], delimiter: str) -> Iterator[Row]:
         raise DataError(f"{name} line 1: column '{twice[0]}' stands there twice. Rename one of them.")
     for line, row in rows:
         if len(row) != len(header):
-            raise DataError(
+            why = (
                 f"{name} line {line:,}: {len(row)} columns, but the header has {len(header)} "
                 f"({', '.join(header)}). Put quotes around a field that holds {_separator(delimiter)}."
             )
+            refuse(line, DataError(why))
+            continue
         yield Row(line, "line", dict(zip(header, row, strict=True)))
 
 

@@ -15,6 +15,7 @@ SOURCES = sorted([*CORE.rglob("*.py"), *ADAPTERS.rglob("*.py")])
 
 LAYERS = [
     {"errors"},
+    {"refusals"},
     {
         "backbone_name",
         "encoder_states",
@@ -37,11 +38,12 @@ LAYERS = [
     {"corpus", "decisions", "preparation"},
     {"demo", "evaluation", "retrieval"},
     {"tasks"},
+    {"usable"},
     {"data", "fusion", "long_inputs", "objectives"},
-    {"prediction", "rows"},
+    {"long_prompts", "prediction", "rows"},
     {"attribution", "encoding", "reading", "explanation"},
     {"backbone", "methods"},
-    {"knowledge", "language_model", "writer"},
+    {"knowledge", "language_model", "schema_writing", "writer"},
     {"generation", "query_tower", "remembering"},
     {"adapter_parts"},
     {"model"},

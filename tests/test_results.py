@@ -8,6 +8,7 @@ import yaml
 from peft_rag.card import model_card, results_table
 from peft_rag.config import RunConfig
 from peft_rag.evaluation.bootstrap import Score
+from peft_rag.refusals import LeftOut
 from peft_rag.results import metrics, peak_memory_bytes, table
 
 ARMS = {
@@ -47,7 +48,8 @@ def measured(arms=ARMS, **changes):
     )
     training = SimpleNamespace(seconds=12.5, examples_per_second=40.0, steps=50, best_step=30)
     config = RunConfig(**({"train": "a.jsonl", "output": "out", "seed": 3, "resume": True} | changes))
-    return metrics(config, model, arms, training, test_examples=1000, overlap=OVERLAP)
+    left_out = {"train": LeftOut(10, ("a.jsonl line 2: empty",)), "test": LeftOut(5)}
+    return metrics(config, model, arms, training, test_examples=1000, overlap=OVERLAP, left_out=left_out)
 
 
 def test_metrics_hold_before_after_and_every_arm_with_its_interval():
@@ -56,6 +58,7 @@ def test_metrics_hold_before_after_and_every_arm_with_its_interval():
     assert content["after"] == content["test"] == {"accuracy": 1.0, "mcc": 1.0}
     assert content["arms"]["without_retrieval"]["accuracy"] == {"value": 0.9049, "low": 0.88, "high": 0.93}
     assert list(content["arms"]) == list(ARMS)
+    assert content["left_out"] == {"train": {"count": 1, "of": 10, "first": ["a.jsonl line 2: empty"]}}
     assert (content["fusion"], content["gate"]) == ({"k": 4}, 0.25)
     assert (content["seed"], content["steps"], content["best_step"], content["test_examples"]) == (3, 50, 30, 1000)
     assert (content["train_seconds"], content["examples_per_second"]) == (12.5, 40.0)

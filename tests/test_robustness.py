@@ -239,7 +239,7 @@ def test_shipped_model_is_no_worse_on_validation_than_without_retrieval(
     result = run(config, say=lines.append, observe=lambda given, answers: seen.append(given))
     model, split, task = seen[0].model, seen[0].validation, seen[0].splits.task
     targets = task.targets(split.examples)
-    shipped = model.answer(split.examples)
+    shipped = model.answer(model.split(split.examples))
     alone = model.outputs(split, fusion=NoFusion()).log_probs
     gained, without = task.merit(shipped, targets), task.merit(alone, targets)
     assert gained[0] > without[0] or (gained[0] == without[0] and gained[1] >= without[1] - 1e-5)
@@ -320,7 +320,7 @@ def test_gate_is_saved_and_mixes_answers_weights_and_controls(
         again = load(str(tmp_path / f"gated-{gate}"))
         assert again.gate == gate
         passes.clear()
-        answers = again.answer(split.examples).double().exp()
+        answers = again.answer(again.split(split.examples)).double().exp()
         assert passes == {0.0: ["NoFusion"], 0.25: [reader, "NoFusion"], 1.0: [reader]}[gate]
         for row in range(len(split)):
             for label in range(3):

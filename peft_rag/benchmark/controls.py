@@ -78,9 +78,12 @@ def control_arms(
 
 
 def possible_arms(model: RetrievalAugmentedModel, split: Split) -> set[str]:
-    """Return the arms that a model's fusion has on a split; none without retrieval."""
+    """Return the arms that a fusion has on a split; none without retrieval.
+
+    Nor are there any where answers are words of the documents found: other documents hold other answers.
+    """
     fusion, knowledge = model.fusion, model.knowledge
-    if isinstance(fusion, NoFusion) or knowledge is None:
+    if isinstance(fusion, NoFusion) or fusion.opens or knowledge is None:
         return set()
     labelled = any(document.labels for document in knowledge.corpus)
     alike = labelled and not (fusion.reads_neighbours and (model.task.generates or not model.task.votes))

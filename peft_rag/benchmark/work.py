@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from peft_rag.benchmark.sources import expand
 from peft_rag.config import RunConfig, from_mapping
+from peft_rag.refusals import SKIP
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,6 +79,9 @@ def search_data(spec: Mapping[str, Any]) -> Facts:
 
     config = _config(spec["settings"], Path("out"))
     splits = read_data(config)
+    if config.on_bad_record == SKIP:  # what the backbone cannot read is left out of every cell too
+        with tempfile.TemporaryDirectory() as folder:
+            splits = prepare(config, Path(folder), _say).splits
     facts = _index(config, splits) | _audit(config, splits)
     for options in spec["fusions"]:
         with tempfile.TemporaryDirectory() as folder:
@@ -108,7 +112,7 @@ def measure_cell(spec: Mapping[str, Any]) -> Facts:
         written = prepared.test.of(range(scored_texts(prepared)))
         texts = control_texts(model, written, spec["controls"], spec["seed"]) if len(written) else {}
         costs["latency_ms"] = latency(model, examples)
-        costs["off_difference"] = off_difference(model, [example.asked for example in examples])
+        costs["off_difference"] = off_difference(model, [model.task.alone(example).asked for example in examples])
         costs.update(_index_costs(prepared, spec["index"]))
         seen["facts"] = described(prepared, answers, controls, texts)
         seen["fusion"], seen["gate"] = model.fusion.to_dict(), model.gates.get(model.adapter)
@@ -120,6 +124,8 @@ def measure_cell(spec: Mapping[str, Any]) -> Facts:
         costs["artefact_bytes"] = artefact_bytes(artefact)
     for name in ("trainable_parameters", "train_seconds", "examples_per_second", "steps"):
         costs[name] = result.metrics[name]
+    if result.metrics["left_out"]:
+        seen["facts"]["left_out"] = result.metrics["left_out"]
     return {**seen["facts"], "fusion_settings": seen["fusion"], "gate": seen["gate"], "costs": costs}
 
 
@@ -237,10 +243,11 @@ def _audit(config: RunConfig, splits: Splits) -> Facts:
     from peft_rag.retrieval.overlap import EXACT, find_overlap
 
     retriever = ExactRetriever(make_encoder(config.encoder))
-    queries = [Query(example.id, example.asked) for example in splits.test]
+    queries = [Query(example.id, splits.task.alone(example).asked) for example in splits.test]
     known = [splits.corpus]
     if not splits.fields.is_training_data:
-        known.append(Corpus.from_documents([Document(one.id, one.asked) for one in splits.train], "training data"))
+        learned = [Document(one.id, splits.task.alone(one).asked) for one in splits.train]
+        known.append(Corpus.from_documents(learned, "training data"))
     masks: dict[str, set[int]] = {EXACT: set(), "any": set()}
     for corpus in known:
         report = find_overlap(queries, corpus, retriever, threshold=NEAR)

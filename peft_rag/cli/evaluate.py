@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from peft_rag.cli.flags import refuse
-from peft_rag.cli.predict import add_artefact_options, given_fields, load_artefact
+from peft_rag.cli.predict import add_artefact_options, load_artefact, read_for, task_of
 
 
 def add_to(commands: Any) -> None:
@@ -30,28 +30,31 @@ def add_to(commands: Any) -> None:
 def _run(known: argparse.Namespace, rest: Sequence[str]) -> None:
     from peft_rag.cli.progress import write_result
     from peft_rag.evaluation.overlap import overlap_lines, scores_by_overlap
-    from peft_rag.parts import make_part
-    from peft_rag.records import read_records
+    from peft_rag.refusals import SKIP
+    from peft_rag.usable import read_given
 
-    refuse(
-        rest,
-        ["--data", "--corpus", "--backbone", "--text-field", "--label-field", "--output", "--batch-size"],
-    )
-    records = read_records(known.data)
+    known_flags = ["--data", "--corpus", "--backbone", "--text-field", "--label-field", "--output", "--batch-size"]
+    refuse(rest, [*known_flags, "--on-bad-record"])
+    given = read_given(known.data, skip=known.on_bad_record == SKIP)
     model = load_artefact(known)
-    task = make_part(type(model.task), "task", model.task.to_dict() | given_fields(known))
-    task = task.with_tokenizer(model.tokenizer)
-    examples = task.read(records)
+    task = task_of(model, known)
+    usable = read_for(model, task, given, labelled=True)
+    split = model.split(usable.examples, name="test")
+    examples = split.examples
     targets = task.targets(examples)
-    given = model.answer(examples, batch_size=known.batch_size, progress="evaluating")
-    scores = task.evaluate(given, targets, examples=examples)
-    print(f"in percent on {len(records):,} examples of {known.data}, 95% bootstrap intervals in brackets")
+    answered = model.answer(split, batch_size=known.batch_size, progress="evaluating")
+    scores = task.evaluate(answered, targets, examples=examples)
+    for line in usable.left_out.lines(known.data):
+        print(line)
+    print(f"in percent on {len(examples):,} examples of {known.data}, 95% bootstrap intervals in brackets")
     for name, score in scores.items():
         print(f"{name.ljust(max(map(len, scores)) + 2)}{score}")
-    written = {name: score.to_dict() for name, score in scores.items()}
+    written: dict[str, Any] = {name: score.to_dict() for name, score in scores.items()}
+    if usable.refused:
+        written["left_out"] = usable.left_out.to_dict()
     if model.knowledge is not None:
-        report = model.knowledge.overlap(examples)
-        overlap = scores_by_overlap(task, {"shipped": given}, targets, report, examples)
+        report = model.knowledge.overlap([task.alone(example) for example in examples])
+        overlap = scores_by_overlap(task, {"shipped": answered}, targets, report, examples)
         for line in overlap_lines(overlap):
             print(line)
         written["overlap"] = overlap

@@ -5,18 +5,20 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_rag.cli.flags import refuse
 from peft_rag.cli.writing import add_writing_options, check_writes, decoding_of, stream
+from peft_rag.refusals import ERROR, ON_BAD_RECORD, SKIP
 
 if TYPE_CHECKING:
     from peft_rag.explanation.telling import Telling
     from peft_rag.model import RetrievalAugmentedModel
     from peft_rag.prediction import Prediction
     from peft_rag.tasks.base import Example, Task
+    from peft_rag.usable import Given, Usable
 
 
 def add_artefact_options(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +40,14 @@ def add_artefact_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--text-field", "--text_field", help="field that holds the text, if not as in training")
     parser.add_argument("--batch-size", "--batch_size", type=int, default=64, help="texts run at once (64)")
+    parser.add_argument(
+        "--on-bad-record",
+        "--on_bad_record",
+        choices=ON_BAD_RECORD,
+        default=ERROR,
+        help="a record that cannot be used is an error, or with skip left out, counted and reported; predict then "
+        "writes a line with its error in place of its prediction (error)",
+    )
 
 
 def load_artefact(known: argparse.Namespace) -> RetrievalAugmentedModel:
@@ -60,6 +70,56 @@ def given_fields(known: argparse.Namespace) -> dict[str, str]:
     """Return the field names that flags gave."""
     names = ("text_field", "label_field")
     return {name: value for name in names if (value := getattr(known, name, None))}
+
+
+def task_of(model: RetrievalAugmentedModel, known: argparse.Namespace) -> Task:
+    """Return the artefact's task, reading the fields that flags name."""
+    from peft_rag.parts import make_part
+
+    task: Task = make_part(type(model.task), "task", model.task.to_dict() | given_fields(known))
+    return task.with_tokenizer(model.tokenizer)
+
+
+def read_for(model: RetrievalAugmentedModel, task: Task, given: Given, *, labelled: bool) -> Usable:
+    """Read what a model is asked, without what cannot be used where that is skipped."""
+    usable = given.read(task, labelled=labelled)
+    if given.skip and labelled:
+        usable = usable.that(task.targets)
+    return _readable(model, usable, given.name, skip=given.skip)
+
+
+def _typed(model: RetrievalAugmentedModel, task: Task, *, skip: bool) -> Usable:
+    """Read the texts that were typed, a line each; blank ones are none."""
+    from peft_rag.errors import DataError
+    from peft_rag.usable import Usable
+
+    examples: list[Example] = []
+    lines: list[int] = []
+    refused: list[tuple[int, str]] = []
+    for number, text in enumerate(line.rstrip("\n") for line in sys.stdin if line.strip()):
+        try:
+            examples.append(task.as_example(text, str(number)))
+            lines.append(number)
+        except DataError as error:
+            if not skip:
+                raise
+            refused.append((number, str(error)))
+    return _readable(model, Usable(examples, lines, refused), "standard input", skip=skip)
+
+
+def _readable(model: RetrievalAugmentedModel, usable: Usable, name: str, *, skip: bool) -> Usable:
+    from peft_rag.encoding import check_readable
+
+    if skip:
+        usable = usable.that(lambda examples: check_readable(model, examples))
+    usable.check(name)
+    return usable
+
+
+def _in_place(usable: Usable, answers: Sequence[Any], instead: Callable[[str], Any]) -> list[Any]:
+    """Return answers in the order of the records, and for those that were refused what stands in their place."""
+    given = [*zip(usable.lines, answers, strict=True), *((line, instead(reason)) for line, reason in usable.refused)]
+    return [answer for _, answer in sorted(given, key=lambda pair: pair[0])]
 
 
 def add_to(commands: Any) -> None:
@@ -93,33 +153,32 @@ def _run(known: argparse.Namespace, rest: Sequence[str]) -> None:
 
     from peft_rag.cli.progress import write_result_text
     from peft_rag.explanation.telling import Telling
-    from peft_rag.parts import make_part
-    from peft_rag.records import read_records
+    from peft_rag.usable import read_given
 
     rest, decoding = decoding_of(rest)
-    refuse(rest, ["--explain", "--html", "--output", "--corpus", "--backbone", "--text-field", "--batch-size"])
+    known_flags = ["--explain", "--html", "--output", "--corpus", "--backbone", "--text-field", "--batch-size"]
+    refuse(rest, [*known_flags, "--on-bad-record"])
     _check_files(known)
-    records = None if known.data == "-" else read_records(known.data)
+    skip = known.on_bad_record == SKIP
+    given = None if known.data == "-" else read_given(known.data, skip=skip)
     model = load_artefact(known)
     check_writes(model, known, decoding)
-    task = make_part(type(model.task), "task", model.task.to_dict() | given_fields(known))
-    task = task.with_tokenizer(model.tokenizer)
-    if records is None:
-        typed = [line.rstrip("\n") for line in sys.stdin if line.strip()]
-        examples = [task.as_example(text, str(number)) for number, text in enumerate(typed)]
-    else:
-        examples = task.read(records, labelled=False)
+    task = task_of(model, known)
+    usable = read_for(model, task, given, labelled=False) if given else _typed(model, task, skip=skip)
+    for line in usable.left_out.lines(known.data):
+        print(line, file=sys.stderr)
+    examples = usable.examples
     if known.seed is not None:
         set_seed(known.seed)
     if known.stream:
-        stream(model, examples, decoding)
+        stream(model, _in_place(usable, examples, lambda reason: f"error: {reason}"), decoding)
         return
     answers = model.predict(
         examples, explain=known.explain, batch_size=known.batch_size, progress="predicting", decoding=decoding
     )
+    written = [_line(task, example, answer, known.explain) for example, answer in zip(examples, answers, strict=True)]
     lines = [
-        json.dumps(_line(task, example, answer, known.explain), ensure_ascii=False)
-        for example, answer in zip(examples, answers, strict=True)
+        json.dumps(line, ensure_ascii=False) for line in _in_place(usable, written, lambda reason: {"error": reason})
     ]
     if known.html:
         telling = Telling(task, model.fusion.reads_neighbours)
@@ -157,7 +216,9 @@ def _page(
 
 
 def _line(task: Task, example: Example, answer: Prediction, explain: bool) -> dict[str, Any]:
-    line: dict[str, Any] = {"text": example.text, **_said(task, example, answer)}
+    line: dict[str, Any] = {"text": example.text.strip() if task.opens else example.text}
+    example = answer.read or example
+    line |= _said(task, example, answer)
     if explain:
         alone = answer.without_retrieval
         line["without_retrieval"] = _said(task, example, alone) if alone else None

@@ -23,7 +23,8 @@ def add_writing_options(parser: argparse.ArgumentParser) -> None:
         dest="decoding",
         metavar="VALUE",
         help="any of transformers.GenerationConfig's names: --decoding.num_beams 4, --decoding.temperature 0.7, "
-        "--decoding.stop_strings '###'; over those saved with the artefact",
+        "--decoding.stop_strings '###'; or --decoding.json_schema FILE, which texts then keep to (extra schema); over "
+        "those saved with the artefact",
     )
 
 
@@ -38,14 +39,13 @@ def decoding_of(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     """
     from peft_rag.cli.flags import read_flags, split_part_options
     from peft_rag.config import as_number
-    from peft_rag.tasks.generation import check_decoding
+    from peft_rag.tasks.generation import checked_decoding
 
     own, parts = split_part_options(words)
     flags = read_flags(parts)
     others = [f"--{name}" for name in flags if not name.startswith(PREFIX)]
     options = {name.removeprefix(PREFIX): as_number(value) for name, value in flags.items() if name.startswith(PREFIX)}
-    check_decoding(options)
-    return [*own, *others], options
+    return [*own, *others], checked_decoding(options)
 
 
 def check_writes(model: RetrievalAugmentedModel, known: argparse.Namespace, decoding: dict[str, Any]) -> None:
@@ -57,8 +57,8 @@ def check_writes(model: RetrievalAugmentedModel, known: argparse.Namespace, deco
         raise ConfigError(f"{given} is for tasks that write text, but this artefact's picks labels. Leave it out.")
 
 
-def stream(model: RetrievalAugmentedModel, examples: Sequence[Example], decoding: dict[str, Any]) -> None:
-    """Print the text to each example as it is written, an empty line between two."""
+def stream(model: RetrievalAugmentedModel, examples: Sequence[Example | str], decoding: dict[str, Any]) -> None:
+    """Print the text to each example as it is written, an empty line between two; words in its place as they are."""
     from transformers import TextStreamer
 
     from peft_rag.generation import write
@@ -66,5 +66,8 @@ def stream(model: RetrievalAugmentedModel, examples: Sequence[Example], decoding
     for place, example in enumerate(examples):
         if place:
             print()
+        if isinstance(example, str):
+            print(example)
+            continue
         streamer = TextStreamer(model.tokenizer, skip_prompt=model.decoder_start is None, skip_special_tokens=True)
         write(model, [example], streamer=streamer, **decoding)

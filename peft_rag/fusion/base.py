@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Self
 
+from peft_rag.tasks.appending import check_room
+from peft_rag.tasks.base import MORE as MORE
 from peft_rag.tasks.base import POOLS
-from peft_rag.tasks.generation import Generation
 from peft_rag.tasks.spans import own_spans
 
 if TYPE_CHECKING:
@@ -36,9 +37,6 @@ PASSAGES = "passages"
 
 SCORES = "scores"
 """Key of the similarities, one for each of the inputs under `PASSAGES`."""
-
-MORE = "more"
-"""Key of the other inputs of an encoded example that is read in pieces; its decisions rest on tokens of all of them."""
 
 VECTORS = "vectors"
 """Key of the vectors ``(K, V)`` of the neighbours under `READ`, for a fusion that works on these."""
@@ -183,7 +181,7 @@ class Reader:
     @property
     def writes_on(self) -> bool:
         """Whether the answer is written where the input ends, so that this must not be cut away."""
-        return self.start is None and isinstance(self.task, Generation)
+        return self.start is None and self.task is not None and self.task.appends
 
     def with_pools(self, example: Example, encoded: dict[str, Any], spans: Sequence[Span | None]) -> dict[str, Any]:
         """Add the tokens that decisions rest on to an encoded example, where the task judges parts of it or writes.
@@ -193,9 +191,9 @@ class Reader:
             encoded: the encoding.
             spans: of each token the part of the example's text that it stands for, or None.
         """
-        if isinstance(self.task, Generation):
+        if self.task is not None and self.task.appends:
             if self.writes_on:
-                self.task.check_prompt(example, len(encoded["input_ids"]), self.max_length)
+                check_room(self.task, example, len(encoded["input_ids"]), self.max_length)
             return self.task.with_response(example, encoded, start=self.start)
         if self.task is None or not self.task.pools_spans:
             return encoded
@@ -203,14 +201,8 @@ class Reader:
 
     def reach(self, text: str) -> int | None:
         """Return the character up to which a text fits into an input; None where all of it does."""
-        encoded = self.tokenizer(
-            text,
-            truncation=True,
-            max_length=self.max_length,
-            return_overflowing_tokens=True,
-            return_offsets_mapping=True,
-        )
-        offsets = encoded["offset_mapping"]
+        options = {"truncation": True, "max_length": self.max_length, "return_overflowing_tokens": True}
+        offsets = self.tokenizer(text, return_offsets_mapping=True, **options)["offset_mapping"]
         return None if len(offsets) == 1 else max(end for _, end in offsets[0])
 
 
@@ -254,6 +246,11 @@ class Fusion(ABC):
     @property
     def needs_vectors(self) -> bool:
         """Whether it works on the neighbours' vectors by the retriever's sentence encoder."""
+        return False
+
+    @property
+    def opens(self) -> bool:
+        """Whether neighbours are the contexts of a task that `opens`, and of such a task alone."""
         return False
 
     @property
@@ -369,25 +366,25 @@ class Fusion(ABC):
 
 def encode_inputs(split: Split, reader: Reader) -> list[dict[str, Any]]:
     """Tokenise the examples' own texts, pooled over; what an input cannot take is cut, or goes to `MORE`."""
-    rows = _cut_inputs(split, reader)
+    rows = cut_inputs(split, reader)
     if reader.task is None or not reader.task.pools_spans:
         return rows
     for number, example in enumerate(split.examples):
         if len(rows[number]["input_ids"]) >= reader.max_length:
             pieces = reader.task.pieces(example, reader.reach)
             if len(pieces) > 1:
-                first, *others = _cut_inputs(Split(pieces), reader)
+                first, *others = cut_inputs(Split(pieces), reader)
                 rows[number] = first | {MORE: others}
     return rows
 
 
-def _cut_inputs(split: Split, reader: Reader) -> list[dict[str, Any]]:
+def cut_inputs(split: Split, reader: Reader) -> list[dict[str, Any]]:
+    """Tokenise the examples' own texts, pooled over; what an input cannot take is cut."""
     texts = [example.text for example in split.examples]
     parts = reader.task is not None and reader.task.pools_spans
     whole = reader.writes_on
-    encoded = reader.tokenizer(
-        texts, truncation=not whole, max_length=None if whole else reader.max_length, return_offsets_mapping=parts
-    )
+    room = None if whole else reader.max_length
+    encoded = reader.tokenizer(texts, truncation=not whole, max_length=room, return_offsets_mapping=parts)
     offsets = encoded.pop("offset_mapping") if parts else []
     rows = [
         {name: values[row] for name, values in encoded.items()} | {"pooled_mask": encoded["attention_mask"][row]}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from peft_rag.fusion.base import MORE, PASSAGES, READ, SCORES, VECTORS
-from peft_rag.tasks.base import GOLD, POOLS
+from peft_rag.tasks.base import CHOICE_LENGTH, GOLD, POOLS
 
 PASSAGE_ROWS = "passage_rows"
 """Which answers belong to each decision, one for each input of its example, ``(R, K)``; -1 where it has fewer."""
@@ -40,6 +40,12 @@ NEIGHBOUR_VECTORS = "neighbour_vectors"
 NEIGHBOUR_MASK = "neighbour_mask"
 """1 for a neighbour, 0 where an example has fewer, ``(B, K)``."""
 
+CHOICE_INPUTS = "choice_inputs"
+"""The input of each choice of each reading of a question, ``(M, C)``; -1 where it has fewer."""
+
+CHOICE_LENGTHS = "choice_lengths"
+"""What their log-probabilities are divided by, ``(M, C)``; 1 where it has fewer."""
+
 TEACHER = "teacher_"
 """Key of an encoded example's other reading, from which the fusion learns while it trains; in a batch what the names of
 the tensors of all of these begin with."""
@@ -47,13 +53,17 @@ the tensors of all of these begin with."""
 TAUGHT = "taught"
 """Decisions of the batch on examples that have such a reading, in the order of the decisions on the readings."""
 
-_WHOLE = {"labels", GOLD, MORE, PASSAGES, POOLS, READ, SCORES, TEACHER, VECTORS}
+_WHOLE = {"labels", CHOICE_LENGTH, GOLD, MORE, PASSAGES, POOLS, READ, SCORES, TEACHER, VECTORS}
 
 
 def inputs_of(row: dict[str, Any]) -> Sequence[dict[str, Any]]:
-    """Return the inputs of an encoded example: itself and its other pieces, or those it holds."""
-    inputs: Sequence[dict[str, Any]] = row.get(PASSAGES, (row, *row.get(MORE, ())))
-    return inputs
+    """Return the inputs of an encoded example: itself and its other pieces, or those it holds with theirs."""
+    return [one for reading in _readings(row) for one in (reading, *reading.get(MORE, ()))]
+
+
+def _readings(row: dict[str, Any]) -> Sequence[dict[str, Any]]:
+    readings: Sequence[dict[str, Any]] = row.get(PASSAGES, (row,))
+    return readings
 
 
 def tokens_in(row: dict[str, Any]) -> int:
@@ -82,6 +92,8 @@ def collate(rows: Sequence[dict[str, Any]], padding: int, *, left: bool = False)
         batch[name] = torch.tensor([fill + one[name] if left else one[name] + fill for fill, one in pairs])
     if POOLS in inputs[0]:
         batch |= _pools(inputs)
+    if CHOICE_LENGTH in inputs[0]:
+        batch |= _choices([(one, *one.get(MORE, ())) for row in rows for one in _readings(row)])
     if GOLD in inputs[0]:
         batch[GOLD] = torch.tensor([token for one in inputs for token in one[GOLD]])
     if "labels" in rows[0]:
@@ -103,6 +115,18 @@ def _pools(inputs: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
     return {POOL_INPUTS: torch.tensor([place for place, _ in pools], dtype=torch.long), POOL_TOKENS: tokens}
 
 
+def _choices(readings: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Tensor]:
+    """Say which input ends with which choice, and what each is divided by."""
+    shape = len(readings), max(map(len, readings))
+    places, lengths = torch.full(shape, -1), torch.ones(shape)
+    begin = 0
+    for row, inputs in enumerate(readings):
+        places[row, : len(inputs)] = torch.arange(begin, begin + len(inputs))
+        lengths[row, : len(inputs)] = torch.tensor([float(one[CHOICE_LENGTH]) for one in inputs])
+        begin += len(inputs)
+    return {CHOICE_INPUTS: places, CHOICE_LENGTHS: lengths}
+
+
 def passages_of(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
     """Say which answers are to which decision; an example without passages has one answer, of score 0."""
     table: list[list[int]] = []
@@ -110,8 +134,9 @@ def passages_of(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
     owners: list[int] = []
     begin = 0
     for example, row in enumerate(rows):
-        readings = row.get(PASSAGES, (row,))
-        decisions = len(readings[0][POOLS]) if POOLS in readings[0] else 1
+        readings = _readings(row)
+        several = POOLS in readings[0] and CHOICE_LENGTH not in readings[0]
+        decisions = len(readings[0][POOLS]) if several else 1
         scores = row[SCORES] if PASSAGES in row else [0.0]
         for decision in range(decisions):
             table.append([begin + decision + number * decisions for number in range(len(readings))])

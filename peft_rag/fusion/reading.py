@@ -15,13 +15,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ReadingFusion(Fusion):
-    """Neighbours that were found by text and are read beside the input, in training as in prediction.
+class NearestFusion(Fusion):
+    """Neighbours that were found by text and are read, in training as in prediction.
 
     Attributes:
         k: neighbours read at most.
-        show_labels: whether a neighbour's labels are part of what is read of it.
-        template: how a labelled neighbour is written, of ``{labels}`` and ``{text}``.
     """
 
     name: ClassVar[str]
@@ -29,8 +27,6 @@ class ReadingFusion(Fusion):
     """Options that are at least 1."""
 
     k: int = 4
-    show_labels: bool = True
-    template: str = TEMPLATE
 
     def __post_init__(self) -> None:
         for name in self.sizes:
@@ -39,7 +35,6 @@ class ReadingFusion(Fusion):
                 raise ConfigError(
                     f"fusion '{self.name}' needs {name} of at least 1, got {name}={getattr(self, name)}.{mend}"
                 )
-        check_template(self.template)
 
     @property
     def documents_needed(self) -> int:
@@ -52,6 +47,24 @@ class ReadingFusion(Fusion):
     @property
     def reads_neighbours(self) -> bool:
         return True
+
+
+@dataclass(frozen=True)
+class ReadingFusion(NearestFusion):
+    """Neighbours that are read beside the input.
+
+    Attributes:
+        k: neighbours read at most.
+        show_labels: whether a neighbour's labels are part of what is read of it.
+        template: how a labelled neighbour is written, of ``{labels}`` and ``{text}``.
+    """
+
+    show_labels: bool = True
+    template: str = TEMPLATE
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_template(self.template)
 
 
 def neighbours_of(name: str, split: Split, corpus: Corpus | None) -> tuple[Neighbours, Corpus]:

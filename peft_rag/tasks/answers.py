@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
     from peft_rag.records import Record
 
+NOWHERE = -1
+"""Where an answer begins that no context is known for."""
+
 _FORM = '{"text": ["Paris"], "answer_start": [17]}'
 
 
@@ -36,13 +39,14 @@ class Answer:
 
     @classmethod
     def read(cls, label: str) -> Self:
-        """Read an answer as it was written; anything else is a text that begins nowhere, -1.
+        """Read an answer as it was written; anything else is a text that begins `NOWHERE`.
 
-        >>> Answer.read("the @ sign @3"), Answer.read("war")
-        (Answer(text='the @ sign', start=3), Answer(text='war', start=-1))
+        >>> Answer.read("the @ sign @3"), Answer.read("war"), Answer.read("war @-1")
+        (Answer(text='the @ sign', start=3), Answer(text='war', start=-1), Answer(text='war', start=-1))
         """
         text, at, start = label.rpartition(" @")
-        return cls(text, int(start)) if at and start.isdecimal() else cls(label, -1)
+        known = at and (start.isdecimal() or start == str(NOWHERE))
+        return cls(text, int(start)) if known else cls(label, NOWHERE)
 
 
 def answers_of(record: Record, name: str, context: str) -> list[Answer]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,12 @@ POOLS = "pools"
 GOLD = "gold"
 """Key of the tokens that are right, one a decision, where the task writes text."""
 
+MORE = "more"
+"""Key of the other inputs of an encoded example that is read in several; its decisions rest on all of them."""
+
+CHOICE_LENGTH = "choice_length"
+"""Key of what log p of the choice that an input ends with is divided by, where each choice is an input of its own."""
+
 LEAST_LOG_PROB = -100.0
 """What a log-probability counts as at least, in nats, where sums and differences must stay finite; torch's binary
 cross-entropy draws the same line."""
@@ -41,6 +47,23 @@ Reach = Callable[[str], "int | None"]
 
 
 @dataclass(frozen=True)
+class Passage:
+    """A part of an example's text that is a context of its own.
+
+    Attributes:
+        id: of the document that it is.
+        begin: its first character in the example's text.
+        end: the one after its last.
+        found: whether it was retrieved, and not given with the record.
+    """
+
+    id: str
+    begin: int
+    end: int
+    found: bool = False
+
+
+@dataclass(frozen=True)
 class Example:
     """One thing to judge.
 
@@ -53,6 +76,8 @@ class Example:
         spans: parts of the text that the task judges, where it does not judge the whole.
         documents: ids of the documents that are known to answer it; looked at in measuring alone.
         tokens: of its label, where that is a text and these are known, as of one that a model wrote.
+        passages: parts of the text that are contexts of their own, where these are retrieved.
+        choices: texts of which one is to be chosen, where they do not stand in the text.
     """
 
     id: str
@@ -63,6 +88,8 @@ class Example:
     spans: tuple[Span, ...] = ()
     documents: tuple[str, ...] = ()
     tokens: tuple[int, ...] = ()
+    passages: tuple[Passage, ...] = ()
+    choices: tuple[str, ...] = ()
 
     @property
     def asked(self) -> str:
@@ -112,9 +139,34 @@ class Task(ABC):
         return False
 
     @property
+    def appends(self) -> bool:
+        """Whether its answers are texts after an input, which the backbone's own head judges (`with_response`)."""
+        return self.generates
+
+    @property
     def backbone_head(self) -> str:
         """Which head `peft_rag.backbone.load_backbone` loads for it: the one that writes, or none."""
-        return "any" if self.generates else "none"
+        return "any" if self.appends else "none"
+
+    @property
+    def answer_tokens(self) -> int:
+        """How many tokens an answer after an input takes at most."""
+        return 0
+
+    @property
+    def answer_tokens_option(self) -> str:
+        """The option that says so."""
+        return "target_length"
+
+    def with_response(self, example: Example, encoded: dict[str, Any], *, start: int | None) -> dict[str, Any]:
+        """Add to an encoded input the texts that are judged after it, where the task `appends`.
+
+        Args:
+            example: what was encoded.
+            encoded: the input.
+            start: the token that an encoder-decoder's decoder starts with; None for a decoder, which goes on writing.
+        """
+        raise NotImplementedError
 
     @property
     def goes_on(self) -> bool:
@@ -124,6 +176,35 @@ class Task(ABC):
     def with_tokenizer(self, tokenizer: Any) -> Self:
         """Return this task knowing the backbone's tokenizer, where it counts in tokens."""
         return self
+
+    @property
+    def opens(self) -> bool:
+        """Whether it takes its answers from what is retrieved: an example is searched for `alone`, then `opened`."""
+        return False
+
+    def alone(self, example: Example) -> Example:
+        """Return an example as it is before anything is retrieved for it."""
+        return example
+
+    def opened(self, example: Example, found: Sequence[Document], *, learn: bool) -> Example:
+        """Return an example with what was found for it in its text, where the task `opens`.
+
+        Args:
+            example: as it was read.
+            found: the documents, closest first.
+            learn: whether it is learned from, so that what its record gives is read too.
+        """
+        raise NotImplementedError
+
+    def opened_pieces(self, example: Example, kept: Collection[str], reach: Reach) -> Sequence[Example]:
+        """Return what an opened example is read as, as `pieces` does.
+
+        Args:
+            example: from `opened`.
+            kept: ids of the documents in it that are read; decisions on the others rest on nothing.
+            reach: says how far a text fits.
+        """
+        raise NotImplementedError
 
     @property
     def votes(self) -> bool:
@@ -168,7 +249,7 @@ class Task(ABC):
     @property
     def probes(self) -> bool:
         """Whether there is a head that can be fitted to features that are kept (`fit_head`), and judge them again."""
-        return not self.generates
+        return not self.appends
 
     def notes(self, examples: Sequence[Example]) -> list[str]:
         """Return what whoever gave labelled examples should know of them, a line each."""

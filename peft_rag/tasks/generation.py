@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from typing_extensions import Self
 
-from peft_rag.errors import ConfigError, DataError
+from peft_rag.errors import ConfigError
 from peft_rag.evaluation.statistics import EXP_MEAN
 from peft_rag.records import Record, text_field
-from peft_rag.tasks.base import GOLD, LEAST_LOG_PROB, POOLS, Example, Task
+from peft_rag.tasks.appending import appended
+from peft_rag.tasks.base import LEAST_LOG_PROB, Example, Task
+from peft_rag.tasks.json_schema import JSON_SCHEMA, read_schema
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,7 +43,8 @@ class Generation(Task):
             measured by it.
         target_length: tokens of an answer at most, its end included.
         scored: how many texts of a split are written and scored; 0 for none. Likelihood is measured on all.
-        decoding: any of `transformers.GenerationConfig`'s names, such as ``num_beams``; greedy if empty.
+        decoding: any of `transformers.GenerationConfig`'s names, such as ``num_beams``, or ``json_schema``; greedy if
+            empty.
         choices: if there are any, the answer is one of these.
         tokenizer: the backbone's; no setting.
     """
@@ -62,7 +65,9 @@ class Generation(Task):
             raise ConfigError(f"task.target_length is {self.target_length}; a token and the end need two at least.")
         if self.scored < 0:
             raise ConfigError(f"task.scored is {self.scored}; it must not be below 0.")
-        check_decoding(self.decoding)
+        object.__setattr__(self, "decoding", checked_decoding(self.decoding))
+        if self.choices and JSON_SCHEMA in self.decoding:
+            raise ConfigError("task.choices and decoding.json_schema both say what may be written. Leave one out.")
 
     @property
     def main_metric(self) -> str:
@@ -124,39 +129,13 @@ class Generation(Task):
         rows = [(token, int(place == 0)) for one in examples for place, token in enumerate(self.response_ids(one))]
         return torch.tensor(rows, dtype=torch.long).reshape(-1, 2)
 
-    def check_prompt(self, example: Example, tokens: int, room: int) -> None:
-        """Raise `DataError` where a decoder's prompt would lose its end."""
-        if tokens > room:
-            raise DataError(
-                f"{example.where or 'the prompt'}: the prompt has {tokens:,} tokens, but max_length leaves {room:,} "
-                f"beside an answer of {self.target_length}. Raise --max_length, lower --task.target_length, "
-                "or shorten it."
-            )
+    @property
+    def answer_tokens(self) -> int:
+        return self.target_length
 
     def with_response(self, example: Example, encoded: dict[str, Any], *, start: int | None) -> dict[str, Any]:
-        """Add to an encoded input what the backbone is taught to write.
-
-        Args:
-            example: its answer may be unknown.
-            encoded: the input.
-            start: the token that an encoder-decoder's decoder starts with; None for a decoder, which goes on writing.
-        """
         gold = self.response_ids(example)
-        if not gold:
-            return encoded
-        if start is not None:
-            places = range(len(gold))
-            return encoded | {"decoder_input_ids": [start, *gold[:-1]], POOLS: _one_token_each(places), GOLD: gold}
-        ids = encoded["input_ids"] or [self._begin()]
-        own = len(ids)
-        longer = {name: [*values, *[0] * (len(gold) - 1)] for name, values in encoded.items()}
-        longer |= {"input_ids": [*ids, *gold[:-1]], "attention_mask": [1] * (own + len(gold) - 1)}
-        longer["pooled_mask"] = [*(encoded["pooled_mask"] or [1]), *[0] * (len(gold) - 1)]
-        return longer | {POOLS: _one_token_each(range(own - 1, own + len(gold) - 1)), GOLD: gold}
-
-    def _begin(self) -> int:
-        begin = self.tokenizer.bos_token_id
-        return int(self.tokenizer.eos_token_id if begin is None else begin)
+        return appended(encoded, gold, self.tokenizer, start) if gold else encoded
 
     def make_head(self, hidden_size: int) -> nn.Module:
         """Return nothing to train: the backbone's own head writes."""
@@ -245,21 +224,30 @@ class Generation(Task):
         return {name: value for name, value in settings.items() if name not in ("tokenizer", "_known")}
 
 
-def check_decoding(options: dict[str, Any]) -> None:
-    """Raise `ConfigError` on a name that `transformers.GenerationConfig` does not have."""
-    if not options:
-        return
+def checked_decoding(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ways of decoding, a JSON schema as what its file holds.
+
+    Raises:
+        ConfigError: `transformers.GenerationConfig` does not have a name, or the schema cannot be used.
+    """
+    options = dict(options)
+    if JSON_SCHEMA in options:
+        options[JSON_SCHEMA] = read_schema(options[JSON_SCHEMA])
+    if not options.keys() - {JSON_SCHEMA}:
+        return options
     from transformers import GenerationConfig
 
     from peft_rag.registry import suggest
 
     known = sorted(name for name in vars(GenerationConfig()) if not name.startswith("_"))
-    for name in options:
+    for name in options.keys() - {JSON_SCHEMA}:
         if name not in known:
             raise ConfigError(
-                f"unknown way of decoding '{name}'.{suggest(name, known)} Every name of transformers.GenerationConfig "
-                "is taken, such as num_beams, do_sample, temperature, top_p, repetition_penalty, stop_strings."
+                f"unknown way of decoding '{name}'.{suggest(name, [*known, JSON_SCHEMA])} Every name of "
+                "transformers.GenerationConfig is taken, such as num_beams, do_sample, temperature, top_p, "
+                "repetition_penalty, stop_strings; and json_schema."
             )
+    return options
 
 
 def answers_field(record: Record, name: str, flag: str) -> tuple[str, ...]:
@@ -287,7 +275,3 @@ def documents_field(record: Record, name: str) -> tuple[str, ...]:
     given = record.fields.get(name) if name else None
     several = given if isinstance(given, (list, tuple)) else [given]
     return tuple(str(one).strip() for one in several if one is not None)
-
-
-def _one_token_each(places: range) -> list[list[list[int]]]:
-    return [[[place]] for place in places]

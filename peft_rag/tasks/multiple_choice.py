@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import string
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from typing_extensions import Self
 
-from peft_rag.errors import DataError
+from peft_rag.errors import ConfigError, DataError
 from peft_rag.records import Record, name_field, text_field
-from peft_rag.tasks.base import LEAST_LOG_PROB, Example, Pools, Span, Task
+from peft_rag.tasks.appending import appended, check_prompt
+from peft_rag.tasks.base import CHOICE_LENGTH, LEAST_LOG_PROB, MORE, Example, Pools, Span, Task
 from peft_rag.tasks.probe import fit_probe
 from peft_rag.tasks.scoring import class_scores
 from peft_rag.tasks.spans import tokens_of
@@ -28,14 +29,25 @@ LETTERS = string.ascii_uppercase
 
 @dataclass(frozen=True)
 class MultipleChoice(Task):
-    """One of a question's choices: p(c|x) = softmax_c(w·h_c), with h_c the mean state of the tokens of choice c.
+    """One of a question's choices, judged by its state or by its likelihood.
 
-    Question and choices are read as one text, ``question A. … B. …``, so that choices are judged beside each other, and
-    one linear layer scores them all. On a decoder a choice knows only those before it. A question may have fewer
+    By ``state``: p(c|x) = softmax_c(w·h_c), with h_c the mean state of the tokens of choice c. Question and choices are
+    read as one text, ``question A. … B. …``, so that choices are judged beside each other, and one linear layer scores
+    them all. On a decoder a choice knows only those before it. A question may have fewer
     choices than others: what it has not gets a log-probability of `LEAST_LOG_PROB`, a probability of 0. Labels are
     letters, and those of neighbours are other questions': documents cannot vote, but can be read.
 
+    By ``likelihood``: p(c|x) = softmax_c(log p(c|x) / n_c), with log p(c|x) = Σ_t log p(c_t | x, c_<t) by the
+    backbone's own head, so that one that writes answers untrained, and no head is trained. Each choice is read by
+    itself after the question, before which neighbours stand with their right choices; n_c is 1, its tokens or its
+    characters. Labels are the right choices' texts.
+
+    State is the default because every backbone has one, and with few examples the choices seen beside each other tell
+    more than single ones; likelihood needs a backbone that writes.
+
     Dims: R questions, C choices of one at most, D hidden size.
+
+    Source: likelihood of choices over their length: Brown et al. 2020, arXiv:2005.14165, section 2.4.
 
     Attributes:
         question_field: field of a record that holds the question.
@@ -43,7 +55,12 @@ class MultipleChoice(Task):
         label_field: field that holds the right choice: its text, its letter, or its position counted from 0.
         id_field: field that names a record; running numbers where it is missing.
         group_field: field whose equals never retrieve each other; none if empty.
+        by: ``state`` or ``likelihood``.
+        prompt: by likelihood, how a question is put to the backbone, with ``{question}`` in it.
+        length: by likelihood, what n_c counts: ``tokens``, ``characters``, or ``none`` for 1.
+        choice_tokens: by likelihood, tokens of a choice at most.
         labels: the letters of as many choices as a question has at most; taken from the training data.
+        tokenizer: the backbone's; no setting.
     """
 
     question_field: str = "question"
@@ -51,7 +68,35 @@ class MultipleChoice(Task):
     label_field: str = "label"
     id_field: str = "id"
     group_field: str = ""
+    by: Literal["state", "likelihood"] = "state"
+    prompt: str = "{question}"
+    length: Literal["tokens", "characters", "none"] = "tokens"
+    choice_tokens: int = 32
     labels: tuple[str, ...] = ()
+    tokenizer: Any = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        check_prompt(self.prompt, "question")
+        for name, known in (("by", ("state", "likelihood")), ("length", ("tokens", "characters", "none"))):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"task.{name} is '{getattr(self, name)}'. Choose {', '.join(known)}.")
+        if self.choice_tokens < 1:
+            raise ConfigError(f"task.choice_tokens is {self.choice_tokens}; it must be at least 1.")
+
+    @property
+    def appends(self) -> bool:
+        return self.by == "likelihood"
+
+    @property
+    def answer_tokens(self) -> int:
+        return self.choice_tokens if self.appends else 0
+
+    @property
+    def answer_tokens_option(self) -> str:
+        return "choice_tokens"
+
+    def with_tokenizer(self, tokenizer: Any) -> Self:
+        return replace(self, tokenizer=tokenizer)
 
     @property
     def main_metric(self) -> str:
@@ -63,7 +108,11 @@ class MultipleChoice(Task):
 
     @property
     def pools_spans(self) -> bool:
-        return True
+        return not self.appends
+
+    @property
+    def passage_template(self) -> str:
+        return "{text} {labels}" if self.appends else super().passage_template
 
     def read(self, records: Sequence[Record], *, labelled: bool = True) -> list[Example]:
         return [self._read(number, record, labelled) for number, record in enumerate(records, start=1)]
@@ -71,14 +120,19 @@ class MultipleChoice(Task):
     def _read(self, number: int, record: Record, labelled: bool) -> Example:
         text = text_field(record, self.question_field, "--task.question_field")
         choices = self._choices(record)
+        named = name_field(record, self.id_field) or str(number)
+        group = name_field(record, self.group_field)
+        right = self._right(record, choices) if labelled else ""
+        if self.appends:
+            labels = (choices[LETTERS.index(right)],) if labelled else None
+            asked = self.prompt.replace("{question}", text)
+            return Example(named, asked, labels, record.where, group, choices=tuple(choices))
         spans = []
         for letter, choice in zip(LETTERS, choices, strict=False):
             text += f" {letter}. "
             spans.append((len(text), len(text) + len(choice)))
             text += choice
-        labels = (self._right(record, choices),) if labelled else None
-        named = name_field(record, self.id_field) or str(number)
-        return Example(named, text, labels, record.where, name_field(record, self.group_field), tuple(spans))
+        return Example(named, text, (right,) if labelled else None, record.where, group, tuple(spans))
 
     def _choices(self, record: Record) -> list[str]:
         given = record.fields.get(self.choices_field)
@@ -129,7 +183,7 @@ class MultipleChoice(Task):
         return ", ".join(document.text[slice(*document.spans[LETTERS.index(letter)])] for letter in document.labels)
 
     def with_labels_of(self, examples: Sequence[Example]) -> Self:
-        return replace(self, labels=tuple(LETTERS[: max(len(example.spans) for example in examples)]))
+        return replace(self, labels=tuple(LETTERS[: max(map(_choices_of, examples))]))
 
     def targets(self, examples: Sequence[Example]) -> Tensor:
         """Return the place of each right choice, ``(R,)``."""
@@ -137,22 +191,46 @@ class MultipleChoice(Task):
 
         for example in examples:
             self._check_count(example)
-        return torch.tensor([LETTERS.index((example.labels or ("",))[0]) for example in examples], dtype=torch.long)
+        places = [_letters_of(example).index((example.labels or ("",))[0]) for example in examples]
+        return torch.tensor(places, dtype=torch.long)
 
     def _check_count(self, example: Example) -> None:
-        if len(example.spans) > len(self.labels):
+        if _choices_of(example) > len(self.labels):
             raise DataError(
-                f"{example.where}: has {len(example.spans)} choices, but no question of the training data has "
+                f"{example.where}: has {_choices_of(example)} choices, but no question of the training data has "
                 f"more than {len(self.labels)}. Add training examples with as many, or leave some choices out."
             )
 
+    def with_response(self, example: Example, encoded: dict[str, Any], *, start: int | None) -> dict[str, Any]:
+        """Return one input for each choice: the question's with the tokens of that choice after it."""
+        self._check_count(example)
+        inputs = []
+        for choice in example.choices:
+            # Where words begin with a space, so does a word that goes on; after a line break or a space none does.
+            space = " " if start is None and example.text and not example.text[-1].isspace() else ""
+            gold = self.tokenizer(space + choice, add_special_tokens=False)["input_ids"]
+            if not 0 < len(gold) <= self.choice_tokens:
+                raise DataError(
+                    f"{example.where or 'the question'}: choice '{choice}' has {len(gold)} tokens, but must have 1 to "
+                    f"{self.choice_tokens} (--task.choice_tokens). Raise that, or shorten the choice."
+                )
+            length = {"tokens": len(gold), "characters": len(choice), "none": 1}[self.length]
+            inputs.append(appended(encoded, gold, self.tokenizer, start) | {CHOICE_LENGTH: length})
+        return inputs[0] | {MORE: inputs[1:]}
+
     def make_head(self, hidden_size: int) -> nn.Module:
+        if self.appends:
+            from torch import nn
+
+            return nn.Identity()
         from peft_rag.tasks.choice_scores import ChoiceScores
 
         return ChoiceScores(hidden_size, len(self.labels))
 
     def fit_head(self, head: nn.Module, features: Tensor, targets: Tensor, strength: float | None = None) -> None:
-        """Fit a logistic regression of right and wrong choices, each beside the others of its question."""
+        """Fit a logistic regression of right and wrong choices, each beside the others; of likelihoods nothing."""
+        if self.appends:
+            return
         from torch.nn.functional import one_hot
 
         from peft_rag.tasks.choice_scores import beside_the_others, missing
@@ -182,6 +260,9 @@ class MultipleChoice(Task):
 
     def log_probs(self, logits: Tensor) -> Tensor:
         """Return log p(c|x), finite even for a missing choice, so that mixtures and gradients are numbers."""
+        from torch.nn.functional import pad
+
+        logits = pad(logits, (0, len(self.labels) - logits.shape[-1]), value=-math.inf)
         return logits.float().log_softmax(-1).masked_fill(logits.isneginf(), LEAST_LOG_PROB)
 
     def loss(self, log_probs: Tensor, targets: Tensor) -> Tensor:
@@ -208,9 +289,24 @@ class MultipleChoice(Task):
 
     def decode(self, log_probs: Tensor, examples: Sequence[Example]) -> list[tuple[tuple[str, ...], float]]:
         best, chosen = log_probs.max(-1)
-        pairs = zip(chosen.tolist(), best.tolist(), strict=True)
-        return [((self.labels[index],), math.exp(value)) for index, value in pairs]
+        rows = zip(examples, chosen.tolist(), best.tolist(), strict=True)
+        return [((_letters_of(example)[index],), math.exp(value)) for example, index, value in rows]
 
     def answer(self, example: Example, labels: tuple[str, ...]) -> dict[str, Any]:
         """Name the letter and the text of the choice."""
+        if self.appends:
+            return {"label": LETTERS[example.choices.index(labels[0])], "choice": labels[0]}
         return {"label": labels[0], "choice": example.text[slice(*example.spans[LETTERS.index(labels[0])])]}
+
+    def to_dict(self) -> dict[str, Any]:
+        settings = asdict(replace(self, tokenizer=None))
+        return {name: value for name, value in settings.items() if name != "tokenizer"}
+
+
+def _choices_of(example: Example) -> int:
+    return len(example.choices or example.spans)
+
+
+def _letters_of(example: Example) -> Sequence[str]:
+    """Return what the labels of an example are, in the order of its choices."""
+    return example.choices or LETTERS

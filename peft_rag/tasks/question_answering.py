@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -12,9 +12,19 @@ from typing_extensions import Self
 
 from peft_rag.errors import ConfigError, DataError, RetrievalError
 from peft_rag.records import Record, name_field, text_field
-from peft_rag.tasks.answers import Answer, answers_of
-from peft_rag.tasks.base import LEAST_LOG_PROB, Example, Pools, Reach, Span, Task
+from peft_rag.tasks.answers import NOWHERE, Answer, answers_of
+from peft_rag.tasks.base import LEAST_LOG_PROB, Example, Passage, Pools, Reach, Span, Task
 from peft_rag.tasks.contexts import Contexts
+from peft_rag.tasks.open_contexts import (
+    NO_WORD,
+    alone,
+    answer_texts,
+    best_within,
+    opened,
+    read_pieces,
+    supported,
+    words_in,
+)
 from peft_rag.tasks.windows import Window, windows
 
 if TYPE_CHECKING:
@@ -24,9 +34,6 @@ if TYPE_CHECKING:
 
     from peft_rag.corpus import Document
     from peft_rag.evaluation.bootstrap import Score
-
-NO_WORD = (0, 0)
-"""Fills up the words of a context, so that every question has as many positions."""
 
 # Kana and Han characters are words each: no spaces stand between theirs.
 _ALONE = r"\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
@@ -54,10 +61,14 @@ class QuestionAnswering(Task):
 
     Labels are answers, each written as its text and the character of the context it begins at: ``Paris @17``.
     Targets are rows ``(R, 2)``: the positions of the first and the last word, 0 for no answer, -1 where the answer
-    lies beyond ``context_words``, which no loss is taken of.
+    lies beyond ``context_words`` or in no passage, which no loss is taken of.
+
+    With ``retrieved``, the question alone is asked, and the fusion ``contexts`` finds passages for it. Each is read by
+    itself, in windows where it is long, and p(s) and p(e) run over the words of all of them; an answer lies within one.
+    What is learned from is read with the context of its record among the passages, in which alone the answer is marked.
 
     Source: Devlin et al. 2019, arXiv:1810.04805, section 4.3; one softmax over all windows: Clark & Gardner 2018,
-    arXiv:1710.10723, section 3.2.
+    arXiv:1710.10723, section 3.2; passages as contexts: Chen et al. 2017, arXiv:1704.00051.
 
     Attributes:
         question_field, context_field, answers_field: fields of a record.
@@ -65,7 +76,8 @@ class QuestionAnswering(Task):
         contexts: file, folder or hub data set of contexts, with ``id`` and ``text``; needed where records name theirs.
         id_field: field that names a record; running numbers where it is missing.
         group_field: field whose equals never retrieve each other; none if empty.
-        context_words: words of a context that are read at most.
+        retrieved: whether contexts are retrieved; those of the records are then learned from and else not looked at.
+        context_words: words of a context that are read at most, of all passages together where there are several.
         overlap: words that two windows share at most; the windows' stride.
         max_answer_words: words of an answer at most.
     """
@@ -75,6 +87,7 @@ class QuestionAnswering(Task):
     answers_field: str = "answers"
     context_id_field: str = "context_id"
     contexts: str = ""
+    retrieved: bool = False
     id_field: str = "id"
     group_field: str = ""
     context_words: int = 384
@@ -102,18 +115,46 @@ class QuestionAnswering(Task):
     def votes(self) -> bool:
         return False
 
+    @property
+    def opens(self) -> bool:
+        return self.retrieved
+
     def read(self, records: Sequence[Record], *, labelled: bool = True) -> list[Example]:
         contexts = Contexts(self.contexts)
         return [self._read(number, record, contexts, labelled) for number, record in enumerate(records, start=1)]
 
     def _read(self, number: int, record: Record, contexts: Contexts, labelled: bool) -> Example:
         question = text_field(record, self.question_field, "--task.question_field")
+        if self.retrieved and not (labelled and self._names_context(record)):
+            return self._without_context(number, record, question, labelled)
         context = contexts.of(record, self.context_field, self.context_id_field)
         labels = None
         if labelled:
             labels = tuple(str(answer) for answer in answers_of(record, self.answers_field, context))
+        example = self._example(question, context, self._about(number, record, labels))
+        if not self.retrieved:
+            return example
+        begin = _context_begin(example)
+        named = name_field(record, self.context_id_field)
+        given = Passage(named, begin, begin + len(context))
+        return replace(example, passages=(given,), documents=(named,) if named else ())
+
+    def _about(self, number: int, record: Record, labels: tuple[str, ...] | None) -> Example:
         named, group = name_field(record, self.id_field) or str(number), name_field(record, self.group_field)
-        return self._example(question, context, Example(named, "", labels, record.where, group))
+        return Example(named, "", labels, record.where, group)
+
+    def _names_context(self, record: Record) -> bool:
+        return any(record.fields.get(name) is not None for name in (self.context_field, self.context_id_field))
+
+    def _without_context(self, number: int, record: Record, question: str, labelled: bool) -> Example:
+        labels = tuple(map(str, answer_texts(record, self.answers_field))) if labelled else None
+        return self._example(question, "", self._about(number, record, labels))
+
+    def alone(self, example: Example) -> Example:
+        return alone(example) if self.retrieved else example
+
+    def opened(self, example: Example, found: Sequence[Document], *, learn: bool) -> Example:
+        return opened(example, found, self._example, learn=learn)
 
     def _example(self, question: str, context: str, about: Example) -> Example:
         """Write question and context as one text: a line with the question, the context beneath."""
@@ -125,6 +166,8 @@ class QuestionAnswering(Task):
     def as_example(self, text: str, identity: str) -> Example:
         """Return a question on its first line, and its context beneath, as an example without labels."""
         question, _, context = text.strip().partition("\n")
+        if self.retrieved:
+            return self._example(question, "", Example(identity, ""))
         if not context.strip():
             raise DataError(
                 f"text {identity}: holds no context beneath its first line, which is the question. Give records with "
@@ -138,6 +181,11 @@ class QuestionAnswering(Task):
         )
 
     def with_labels_of(self, examples: Sequence[Example]) -> Self:
+        if self.retrieved and not any(example.passages for example in examples):
+            raise DataError(
+                "no question of the training data names the context that its answer is learned from. Give it in field "
+                f"'{self.context_field}', or its id in '{self.context_id_field}'."
+            )
         return self
 
     def stratum(self, example: Example) -> tuple[str, ...]:
@@ -178,6 +226,8 @@ class QuestionAnswering(Task):
         if not example.labels:
             return 0, 0
         answer, context = _first(example), _context_begin(example)
+        if answer.start == NOWHERE:
+            return _UNREAD, _UNREAD
         begin, end = context + answer.start, context + answer.start + len(answer.text)
         inside = [place for place, (first, last) in enumerate(example.spans, 1) if first < end and last > begin]
         if not inside or example.spans[inside[-1] - 1][1] < end:
@@ -199,7 +249,7 @@ class QuestionAnswering(Task):
             DataError: the question leaves no room for a word.
         """
         begin = _context_begin(example)
-        words = [span for span in example.spans if span != NO_WORD]
+        words = _words(example)
         found = windows(example.text, begin, words, self.overlap, reach)
         if not found:
             raise DataError(
@@ -209,6 +259,9 @@ class QuestionAnswering(Task):
         if len(found) == 1:
             return (example,)
         return [self._piece(example, begin, words, one, one is found[-1]) for one in found]
+
+    def opened_pieces(self, example: Example, kept: Collection[str], reach: Reach) -> Sequence[Example]:
+        return read_pieces(example, _words(example), kept, lambda part: self.pieces(part, reach))
 
     def _piece(self, example: Example, begin: int, words: Sequence[Span], one: Window, last: bool) -> Example:
         back = words[one.first][0] - begin
@@ -304,8 +357,10 @@ class QuestionAnswering(Task):
     def answer(self, example: Example, labels: tuple[str, ...]) -> dict[str, Any]:
         """Write an answer with its characters in the context; an empty one, and no characters, where there is none."""
         if not labels:
-            return {"answer": "", "start": None, "end": None}
+            return {"answer": "", "start": None, "end": None, **({"passage": None} if self.retrieved else {})}
         answer = Answer.read(labels[0])
+        if self.retrieved:
+            return supported(example, answer)
         return {"answer": answer.text, "start": answer.start, "end": answer.start + len(answer.text)}
 
     def _spans(self, log_probs: Tensor, examples: Sequence[Example]) -> list[tuple[int, int]]:
@@ -316,6 +371,9 @@ class QuestionAnswering(Task):
 
         if len(examples) != len(log_probs):
             raise ValueError(f"{len(log_probs)} answers, but {len(examples)} examples to take their words from")
+        if self.retrieved:
+            pairs = zip(log_probs.cpu(), examples, strict=True)
+            return [best_within(row, words_in(one, _words(one)), self.max_answer_words) for row, one in pairs]
         words = torch.tensor([len(example.spans) - example.spans.count(NO_WORD) for example in examples])
         return [(first, last) for first, last in best_spans(log_probs.cpu(), words, self.max_answer_words).tolist()]
 
@@ -327,6 +385,10 @@ class QuestionAnswering(Task):
 
 def _first(example: Example) -> Answer:
     return Answer.read((example.labels or ("",))[0])
+
+
+def _words(example: Example) -> list[Span]:
+    return [span for span in example.spans if span != NO_WORD]
 
 
 def _context_begin(example: Example) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from peft_rag.records import Record, name_field, text_field
+from peft_rag.tasks.appending import check_prompt
 from peft_rag.tasks.base import Example
 from peft_rag.tasks.generation import Generation, answers_field, documents_field
 
@@ -27,7 +28,8 @@ class Text2Text(Generation):
             measured by it.
         target_length: tokens of an answer at most, its end included.
         scored: how many texts of a split are written and scored; 0 for none. Likelihood is measured on all.
-        decoding: any of `transformers.GenerationConfig`'s names, such as ``num_beams``; greedy if empty.
+        decoding: any of `transformers.GenerationConfig`'s names, such as ``num_beams``, or ``json_schema``; greedy if
+            empty.
         choices: if there are any, the answer is one of these.
         tokenizer: the backbone's; no setting.
     """
@@ -58,13 +60,3 @@ class Text2Text(Generation):
 
     def as_example(self, text: str, identity: str) -> Example:
         return Example(identity, self.prompt.replace("{source}", text))
-
-
-def check_prompt(prompt: str, field: str) -> None:
-    """Raise `ConfigError` where a prompt does not show its field."""
-    from peft_rag.errors import ConfigError
-
-    if f"{{{field}}}" not in prompt:
-        raise ConfigError(
-            f"task.prompt is {prompt!r}, which does not show {{{field}}}. Write for example '{{{field}}}'."
-        )

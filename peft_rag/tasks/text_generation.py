@@ -10,9 +10,9 @@ from typing_extensions import Self
 
 from peft_rag.errors import ConfigError, DataError
 from peft_rag.records import Record, name_field, text_field
+from peft_rag.tasks.appending import check_prompt
 from peft_rag.tasks.base import Example
 from peft_rag.tasks.generation import Generation, answers_field, documents_field
-from peft_rag.tasks.text2text import check_prompt
 
 if TYPE_CHECKING:
     from peft_rag.corpus import Document
@@ -42,7 +42,8 @@ class TextGeneration(Generation):
             measured by it.
         target_length: tokens of an answer at most, its end included.
         scored: how many texts of a split are written and scored; 0 for none. Likelihood is measured on all.
-        decoding: any of `transformers.GenerationConfig`'s names, such as ``num_beams``; greedy if empty.
+        decoding: any of `transformers.GenerationConfig`'s names, such as ``num_beams``, or ``json_schema``; greedy if
+            empty.
         choices: if there are any, the answer is one of these.
         tokenizer: the backbone's; no setting.
     """

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from peft_rag.backbone import as_backbone, encoder_of
 from peft_rag.corpus import Corpus, Document
 from peft_rag.decisions import Decisions
-from peft_rag.errors import ConformanceError, RetrievalError
+from peft_rag.errors import ConfigError, ConformanceError, RetrievalError
 from peft_rag.fingerprint import weights_fingerprint
 from peft_rag.fusion.base import READ, Fusion, Outputs, Split
 from peft_rag.fusion.batching import inputs_of
@@ -147,6 +147,8 @@ def check_fusion(
         PeftRagError: fusion, method and backbone cannot be joined at all.
     """
     made: Fusion = make_part(load(FUSIONS, fusion), "fusion", options) if isinstance(fusion, str) else fusion
+    if made.opens:
+        raise ConfigError("this fusion gives the contexts that answers are taken from, but what is asked are classes.")
     case = _Case(made, method, make_backbone, writes)
     _check_options(case)
     model = case.model()

@@ -67,9 +67,9 @@ class _Case(Case):
     def model(self, task: Task) -> RetrievalAugmentedModel:
         """Make the model, the same weights at each call, its method attached."""
         tokenizer, plain = word_tokenizer(), self.make_backbone()
-        if task.generates:
+        if task.appends:
             tokenizer.eos_token = "[SEP]"
-        backbone = as_backbone(plain if task.generates else headless(plain), tokenizer, "tiny")
+        backbone = as_backbone(plain if task.appends else headless(plain), tokenizer, "tiny")
         torch.manual_seed(0)
         model = RetrievalAugmentedModel(backbone, task, max_length=_MAX_LENGTH)
         model.progress_bars = False

@@ -182,3 +182,15 @@ def test_off_difference_sees_a_backbone_that_changed(tiny_bert: str) -> None:
     with torch.no_grad():
         model.backbone.get_base_model().embeddings.word_embeddings.weight *= -1
     assert off_difference(model, texts) > 1e-4
+
+
+def test_cells_of_a_suite_leave_out_the_same_records_and_say_so(toy_suite: MakeSuite, tmp_path: Path) -> None:
+    suite = toy_suite()
+    test = Path(suite.data[0].sources["test"])
+    test.write_text('{"text": "", "label": "metal"}\n' + test.read_text(), encoding="utf-8")
+    skipping = toy_suite(options={**suite.options, "on_bad_record": "skip"})
+    cells = {cell.name: cell for cell in make_plan(skipping).cells}
+    result = finish(cell_piece(cells["kinds-head-knn-s0"], tmp_path), tmp_path)
+    assert result["status"] == "done", result["error"]
+    assert result["left_out"]["test"]["count"] == 1
+    assert len(result["targets"]) == 30

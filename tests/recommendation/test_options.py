@@ -4,6 +4,7 @@ import pytest
 
 from peft_rag.errors import ConfigError, PeftRagError, UnknownMethodError
 from peft_rag.recommendation.options import SearchOptions, read_options, read_size, run_settings
+from peft_rag.recommendation.report import flags_of
 
 DATA = {"train": "a.jsonl", "output": "out"}
 
@@ -74,3 +75,8 @@ def test_run_names_nothing_that_is_searched(given: dict[str, object], message: s
     with pytest.raises(ConfigError, match="is what recommend chooses") as caught:
         run_settings(SearchOptions(), {**DATA, **given}, "here")
     assert message in str(caught.value)
+
+
+def test_a_search_leaves_out_bad_records_as_the_final_run_does() -> None:
+    config = run_settings(SearchOptions(), {**DATA, "on_bad_record": "skip"}, where="here")
+    assert flags_of(config)["on_bad_record"] == "skip"

@@ -6,6 +6,7 @@ import pytest
 
 from peft_rag.errors import BackboneError, ConformanceError
 from peft_rag.registry import TASKS, load, names
+from peft_rag.tasks.multiple_choice import MultipleChoice
 from peft_rag.tasks.text_classification import TextClassification
 from peft_rag.testing import TINY_BACKBONES, check_task
 
@@ -94,6 +95,24 @@ def test_task_conforms_under_a_method(task, method):
 @pytest.mark.parametrize("backbone", ["bert", "llama", "t5"])
 def test_classification_of_one_marked_part_conforms(backbone):
     assert check_task(TextClassification(span_field="position"), MARKED, TINY_BACKBONES[backbone]).checked
+
+
+LIKELY = MultipleChoice(by="likelihood", choice_tokens=6)
+
+
+@pytest.mark.parametrize("backbone", [*DECODERS, "t5", "bart"])
+def test_choices_by_likelihood_conform_on_backbones_that_write(backbone):
+    assert check_task(LIKELY, RECORDS["multiple-choice"], TINY_BACKBONES[backbone]).checked
+
+
+@pytest.mark.parametrize("method", ["adapter", "bitfit", "prompt-tuning"])
+def test_choices_by_likelihood_conform_under_a_method(method):
+    assert check_task(LIKELY, RECORDS["multiple-choice"], TINY_BACKBONES["gpt2"], method).checked
+
+
+def test_choices_by_likelihood_need_a_backbone_that_writes():
+    with pytest.raises(BackboneError, match="judges it by how likely it is"):
+        check_task(LIKELY, RECORDS["multiple-choice"], TINY_BACKBONES["bert"])
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -44,11 +45,13 @@ def serves(task_name, fusion_name):
     if writes:
         tokenizer.eos_token = "[SEP]"
     task = make(task_name).with_tokenizer(tokenizer)
+    fusion = load(FUSIONS, fusion_name)()
+    if fusion.opens and task_name == "question-answering":
+        task = replace(task, retrieved=True)
     records = [record for record in RECORDS[task_name] if "w9 w9" not in str(record)]  # a context in several windows
     examples = task.read([Record(fields, "records", number, "row") for number, fields in enumerate(records)])
     task = task.with_labels_of(examples)
     documents = [Document(one.id, one.text, one.labels or (), one.group, spans=one.spans) for one in examples]
-    fusion = load(FUSIONS, fusion_name)()
     try:
         check_combination(RunConfig(train="x", output="y", task=task_name, fusion=fusion_name), fusion, task)
         torch.manual_seed(0)
@@ -58,6 +61,10 @@ def serves(task_name, fusion_name):
         model.progress_bars = False
         model.attach("lora")
         others = [[((row + 1) % len(examples), 0.9)] for row in range(len(examples))]
+        if task.opens:
+            found = [[documents[place] for place, _ in row] for row in others]
+            pairs = zip(examples, found, strict=True)
+            examples = [task.opened(example, passages, learn=False) for example, passages in pairs]
         split = Split(examples, Neighbours.of_rows(others), [{row} for row in range(len(examples))])
         loss = model(**model.collate(model.encode(split)))["loss"]
         loss.backward()
