@@ -33,7 +33,8 @@ def encode_split(model: RetrievalAugmentedModel, split: Split, fusion: Fusion | 
 def check_readable(model: RetrievalAugmentedModel, examples: Sequence[Example]) -> None:
     """Raise `DataError` where an example by itself does not fit into the window as the task must read it."""
     reader = _reader(model)
-    room = reader.max_length - model.effective_fusion.room_taken
+    # Beside a prompt that is written on, neighbours give way to it.
+    room = reader.max_length - (0 if reader.writes_on else model.effective_fusion.room_taken)
     encode_inputs(_condensed(model, Split(examples)), replace(reader, max_length=room))
 
 
