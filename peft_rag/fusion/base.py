@@ -95,8 +95,7 @@ class Memory:
 
     Attributes:
         targets: of the M decisions on N documents, as the task gives them: ``(M, …)``; M = N where each takes one.
-        features: of the same decisions in the tuned backbone, ``(M, F)``; None where the fusion searches in the
-            retriever's space.
+        features: of the same decisions in the tuned backbone, ``(M, F)``; None in the retriever's space.
         decisions: how many each document takes; None where each takes one.
     """
 
@@ -114,8 +113,7 @@ class Outputs:
         features: pooled last hidden states, ``(R, F)``.
         read: corpus positions of the neighbours each input held; empty where inputs hold none.
         weights: how much each of these counted, in the same order; empty where the fusion has no weights.
-        joined: whether an example was read in several inputs, or not all of its features are kept, so that its answer
-            is not the head's on these.
+        joined: whether its answer is not the head's on the features: read in several inputs, or some not kept.
         decisions: how many each example takes; None where each takes one.
     """
 
