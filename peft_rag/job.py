@@ -108,7 +108,7 @@ def run(config: RunConfig, say: Say = print, *, observe: Observe | None = None) 
     from peft_rag.training import accelerator_available
 
     state = PartialState(cpu=bool(config.training.get("use_cpu", not accelerator_available())))
-    tell = say if state.is_main_process else _silent  # only the main process talks
+    tell = say if state.is_main_process else _silent
     output = Path(config.output)
     with working_folder(config, output, main=state.is_main_process) as working:
         state.wait_for_everyone()
@@ -168,9 +168,8 @@ def prepare(config: RunConfig, working: Path, say: Say) -> Prepared:
         f"data: {len(splits.train):,} train, {len(splits.validation):,} validation, {len(splits.test):,} test, "
         f"{len(splits.corpus):,} documents"
     )
-    for name in ("train", "validation", "test"):
-        notes = [f"{name}: {note}" for note in splits.task.notes(getattr(splits, name))]
-        for line in [*splits.left_out[name].lines(name), *notes]:
+    for name, left_out in splits.left_out.items():
+        for line in [*left_out.lines(name), *(f"{name}: {note}" for note in splits.task.notes(getattr(splits, name)))]:
             say(line)
     check_task(config, fusion, splits.task)
     check_backbone(config, fusion, splits.task)
