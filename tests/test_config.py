@@ -119,7 +119,8 @@ def test_part_whose_name_is_no_text_is_an_error():
     [
         (
             "train",
-            "--train is missing. It names training data: .jsonl, .csv, .tsv, .parquet, demo:NAME/SPLIT or a hub id.",
+            "--train is missing. It names training data: .jsonl, .csv, .tsv, .parquet, demo:NAME/SPLIT or a hub id; "
+            "[:500] behind any takes so many.",
         ),
         ("output", "--output is missing. It names folder of the artefact; must not hold anything yet."),
     ],

@@ -92,9 +92,10 @@ def tuned_neighbours(
         k: neighbours wanted of each.
         forbidden: for each query the positions it must not see.
         leak_threshold: if above 0, documents of at least that cosine by the retriever's own encoder are left out too.
-        name: what the queries are called in progress bars.
+        name: what the queries are called in progress bars; no bar if empty.
     """
-    found = indexed(retriever, corpus).search_vectors(queries.encode(texts, f"queries of {name}"), k, forbidden)
+    vectors = queries.encode(texts, f"queries of {name}" if name else None)
+    found = indexed(retriever, corpus).search_vectors(vectors, k, forbidden)
     return only_below(found, leak_threshold, _own_scores(retriever, texts, found)) if leak_threshold else found
 
 
