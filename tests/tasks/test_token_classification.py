@@ -98,6 +98,9 @@ def test_first_token_of_each_word_is_pooled_and_a_dropped_word_is_judged_by_the_
     # [CLS] un ##believ ##able end [SEP]: the second word has no token
     spans = [None, (0, 2), (2, 8), (8, 12), (15, 18), None]
     assert TASK.pools(given, spans) == [[[1]], [[3]], [[4]]]
+    # A variation selector is printable, and dropped all the same.
+    ending = example("love \ufe0f", "O", "O")
+    assert TASK.pools(ending, [None, (0, 4), None]) == [[[1]], [[1]]]
 
 
 def test_a_word_beyond_the_window_is_an_error_that_says_what_to_do():
