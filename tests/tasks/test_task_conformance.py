@@ -53,7 +53,7 @@ RECORDS = {
     ],
 }
 OPTIONS = {"text2text": {"target_length": 6}, "text-generation": {"target_length": 6}}
-DECODERS = {"gpt2", "llama", "gemma", "gemma3", "qwen"}
+DECODERS = ("gpt2", "llama", "gemma", "gemma3", "qwen")
 WRITERS = {"text2text": {*DECODERS, "t5", "bart", "encoder_decoder"}, "text-generation": DECODERS}
 
 
