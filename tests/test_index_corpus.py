@@ -113,7 +113,7 @@ def test_compacted_index_of_the_same_documents_is_the_same_corpus(
 ) -> None:
     gone = next(kb.documents())
     assert main(["index", "delete", str(kb.folder), gone.id]) == 0
-    finish(**{"fusion.space": "retriever"})
+    finish(**{"fusion.space": "retriever", "fusion.k": 1, "fusion.temperature": 0.1, "fusion.weight": 0.5})
     before = load(str(tmp_path / "out"))
     assert main(["index", "compact", str(kb.folder)]) == 0
     after = load(str(tmp_path / "out"))
