@@ -183,7 +183,7 @@ class RunConfig:
         return str(BackboneName.parse(self.backbone, warm=self.backbone_encoder_decoder, load_in=self.load_in))
 
     def part_options(self, part: str) -> dict[str, Any]:
-        """Return the options given for the method, fusion, task, retriever or objective."""
+        """Return the options given for one of `PARTS`."""
         return dict(self.options.get(part, {}))
 
     def to_dict(self) -> dict[str, Any]:

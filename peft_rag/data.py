@@ -110,8 +110,7 @@ def read_splits(
         _check_named(task, corpus)
         named = label_examples(given)
         kept, given = [*kept, *named], [*given, *named]
-        if not corpus:
-            fields = replace(fields, label_documents=True)
+        fields = replace(fields, label_documents=True)
     checked, checked_left_out = _read_others(learned, validation, skip=skip)
     tested, tested_left_out = _read_others(learned, test, skip=skip)
     if not validation:

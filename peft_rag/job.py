@@ -198,7 +198,7 @@ def prepare(config: RunConfig, working: Path, say: Say) -> Prepared:
         backbone,
         splits.task,
         fusion,
-        knowledge_for(config, splits),
+        knowledge,
         max_length=config.max_length,
         head_dropout=max(config.dropout, 0.0),
     )
@@ -379,4 +379,5 @@ def _set_dropout(model: RetrievalAugmentedModel, share: float) -> None:
             module.p = share
 
 
-def _silent(line: str) -> None: ...
+def _silent(line: str) -> None:
+    """Say nothing: only the main process talks."""

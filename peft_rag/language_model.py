@@ -148,6 +148,4 @@ def choice_scores(
 
 def at_least_float(logits: Tensor) -> Tensor:
     """Return logits of half precision in single, so that sums over a vocabulary are exact; others as they are."""
-    import torch
-
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
