@@ -66,8 +66,10 @@ def control_arms(
         log-probabilities in nats by arm, ``(R, …)``; no arm for a model without retrieval, and neither ``shuffled``
         nor ``oracle`` where no document has a label, or none is named.
     """
-    fusion, possible = model.fusion, possible_arms(model, split)
-    answer = _read_again if fusion.reads_neighbours else _voted_again
+    possible = possible_arms(model, split)
+    if not possible.intersection(wanted):
+        return {}
+    answer = _read_again if model.fusion.reads_neighbours else _voted_again
     alone = None if model.gate == 1 else model.outputs(split, fusion=NoFusion(), progress="test without retrieval")
     arms = {}
     for arm in wanted:
@@ -110,14 +112,15 @@ def control_texts(
     from peft_rag.generation import write
 
     possible = possible_arms(model, split) if model.fusion.reads_neighbours else set()
-    texts = {}
-    for arm in wanted:
-        if arm in possible:
-            reading, others = _other_neighbours(model, split, arm, np.random.default_rng(seed))
-            reading = reading if model.gate else NoFusion()
-            written = write(model, others.examples, split=others, fusion=reading, progress=f"{arm} neighbours")
-            texts[arm] = [text for text, _ in written]
-    return texts
+    arms = [arm for arm in wanted if arm in possible]
+
+    def texts(reading: Fusion, others: Split, name: str) -> list[str]:
+        written = write(model, others.examples, split=others, fusion=reading, progress=f"{name} neighbours")
+        return [text for text, _ in written]
+
+    if arms and not model.gate:  # none of them counts, whichever they are
+        return dict.fromkeys(arms, texts(NoFusion(), split, "no"))
+    return {arm: texts(*_other_neighbours(model, split, arm, np.random.default_rng(seed)), arm) for arm in arms}
 
 
 def shuffled_corpus(corpus: Corpus, generator: np.random.Generator, *, by_word: bool = False) -> Corpus:
