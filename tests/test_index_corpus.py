@@ -121,6 +121,13 @@ def test_compacted_index_of_the_same_documents_is_the_same_corpus(
     assert before.knowledge is not None
     assert after.knowledge.retriever.index_state() != before.knowledge.retriever.index_state()
     assert after.predict(["apple pear plum"], explain=True) == before.predict(["apple pear plum"], explain=True)
+    found = [model.knowledge.retriever.search(["apple pear plum"], 16) for model in (after, before)]
+    names = [
+        [model.knowledge.corpus[place].id for place in one.positions[0]]
+        for model, one in zip((after, before), found, strict=True)
+    ]
+    assert names[0] == names[1]
+    assert found[0].scores[0] == pytest.approx(found[1].scores[0], abs=1e-6)
 
 
 def test_another_ef_is_the_same_index_to_an_artefact_and_another_to_its_neighbours(

@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 PAIRS = {
@@ -6,6 +7,14 @@ PAIRS = {
     "roberta": ("[CLS] $A [SEP]", "[CLS] $A [SEP] [SEP] $B:1 [SEP]:1"),
     "bare": ("$A", "$A $B:1"),
 }
+
+
+@pytest.fixture
+def in_double_precision():
+    """Make every new tensor one of 64 bits, so that plain loops can be met to nine digits."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture(scope="session")

@@ -11,12 +11,7 @@ from peft_rag.fusion.gated_attention import GatedCrossAttention, Reading
 from peft_rag.fusion.none import NoFusion
 from tests.fusion.models import FAMILIES, METHODS, answers, batch_of, make_model, pooled_by_hand, split_of, stirred
 
-
-@pytest.fixture(autouse=True)
-def _double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("in_double_precision")
 
 
 # Three neighbours; one; none; two of equal vectors.

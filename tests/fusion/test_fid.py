@@ -34,11 +34,7 @@ METHODS = ("lora", "adapter", "prompt-tuning", "bitfit")
 WORKING = [(b, m) for b in ENCODER_DECODERS for m in METHODS if (b, m) != ("t5", "bitfit")]  # T5 has no biases
 
 
-@pytest.fixture(autouse=True)
-def _double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("in_double_precision")
 
 
 def states_of(model, ids):

@@ -32,11 +32,7 @@ def looped(log_probs, features, rows, scores, temperature):
     return torch.tensor(answers), torch.tensor(pooled), torch.tensor(shares)
 
 
-@pytest.fixture(autouse=True)
-def _double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("in_double_precision")
 
 
 # Three neighbours; one; two of equal score; four, the scores far apart.

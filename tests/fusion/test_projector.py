@@ -11,12 +11,7 @@ from peft_rag.fusion.soft_tokens import put_before
 from peft_rag.testing import WordEncoder
 from tests.fusion.models import DOCUMENTS, FAMILIES, answers, batch_of, make_model, pooled_by_hand, split_of, stirred
 
-
-@pytest.fixture(autouse=True)
-def _double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("in_double_precision")
 
 
 def projected(module, vector):

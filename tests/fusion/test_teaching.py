@@ -19,11 +19,7 @@ from tests.fusion.writers import case
 TAUGHT_BY_TEXT = ProjectorFusion(k=3, tokens=2, width=4, distill=2.0)
 
 
-@pytest.fixture(autouse=True)
-def _double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("in_double_precision")
 
 
 def without_dropout(model):

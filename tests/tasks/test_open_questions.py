@@ -1,7 +1,6 @@
 """Questions whose contexts are retrieved."""
 
 import json
-import math
 import random
 
 import pytest
@@ -11,7 +10,7 @@ from peft_rag.backbone import as_backbone
 from peft_rag.cli import main
 from peft_rag.corpus import Corpus, Document
 from peft_rag.errors import DataError
-from peft_rag.fusion.base import POOLS, READ, Split
+from peft_rag.fusion.base import READ, Split
 from peft_rag.fusion.batching import inputs_of
 from peft_rag.fusion.contexts import ContextsFusion
 from peft_rag.fusion.none import NoFusion
@@ -26,6 +25,7 @@ from peft_rag.testing.backbones import TINY_BACKBONES
 from peft_rag.testing.fusions import headless, word_tokenizer
 from peft_rag.testing.retrievers import WordEncoder
 from tests.conftest import FILLER, WORDS, write_jsonl
+from tests.tasks.test_question_answering import one_softmax
 
 TASK = QuestionAnswering(retrieved=True, context_words=12, overlap=2, max_answer_words=3)
 A, B, C = Document("a", "w3 w4 w5"), Document("b", "w6 w7"), Document("c", "w8 w9 w10 w11")
@@ -141,20 +141,11 @@ def test_one_softmax_runs_over_the_words_of_all_windows_of_all_passages(backbone
     assert [words[:2] for words in texts] == [["w1", "w2"]] * len(texts)
     assert {word for words in texts for word in words[2:]} == {"w8", "w9", "w10", "w11", "w6", "w7"}
     assert not any({"w11", "w6"} <= set(words) for words in texts)
-    states = []
-    for one in inputs_of(row):
-        batch = {name: torch.tensor([one[name]]) for name in ("input_ids", "attention_mask")}
-        hidden = made.backbone(**batch).last_hidden_state[0].detach()
-        states += [hidden[pool[0]] for pool in one[POOLS][0] if pool]
-    assert len(states) == 6
-    scaled = [state / state.norm() * math.sqrt(32) for state in states]
-    head = made.head.requires_grad_(False)
+    expected = one_softmax(made, row)
+    assert len(expected[0]) == 1 + 6
+    found = made.outputs(split).log_probs[0].tolist()
     for side in (0, 1):
-        logits = [float(head.nowhere.weight[side] @ (sum(scaled) / 6) + head.nowhere.bias[side])]
-        logits += [float(head.word.weight[side] @ state + head.word.bias[side]) for state in scaled]
-        total = math.log(sum(math.exp(logit) for logit in logits))
-        found = made.outputs(split).log_probs[0, side, :7].tolist()
-        assert found == pytest.approx([logit - total for logit in logits], abs=1e-4)
+        assert found[side][:7] == pytest.approx(expected[side], abs=1e-4)
 
 
 def test_words_of_a_passage_that_is_left_out_keep_their_places_and_have_no_part():

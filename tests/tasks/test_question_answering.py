@@ -293,25 +293,33 @@ def model(task, fusion=None, max_length=32, backbone="bert"):
     return made.eval()
 
 
+def one_softmax(made, row):
+    """Return log p of no answer and of each word as first and as last, over all inputs of an encoded example."""
+    states = []
+    for one in inputs_of(row):
+        batch = {name: torch.tensor([one[name]]) for name in ("input_ids", "attention_mask")}
+        hidden = made.backbone(**batch).last_hidden_state[0].detach()
+        states += [hidden[pool[0]] for pool in one[POOLS][0] if pool]
+    scaled = [state / state.norm() * math.sqrt(32) for state in states]
+    head, sides = made.head.requires_grad_(False), []
+    for side in (0, 1):
+        logits = [float(head.nowhere.weight[side] @ (sum(scaled) / len(scaled)) + head.nowhere.bias[side])]
+        logits += [float(head.word.weight[side] @ state + head.word.bias[side]) for state in scaled]
+        total = math.log(sum(math.exp(logit) for logit in logits))
+        sides.append([logit - total for logit in logits])
+    return sides
+
+
 def test_answer_from_windows_equals_one_softmax_over_all_their_words():
     task = QuestionAnswering(context_words=24, overlap=4)
     given = read(task, question="w1 w2", context=" ".join(f"w{3 + number % 30}" for number in range(23)))
     made = model(task, max_length=16)
     rows = made.encode(Split([given]))
-    states = []
-    for one in inputs_of(rows[0]):
-        batch = {name: torch.tensor([one[name]]) for name in ("input_ids", "attention_mask")}
-        hidden = made.backbone(**batch).last_hidden_state[0].detach()
-        states += [hidden[pool[0]] for pool in one[POOLS][0] if pool]
-    assert len(states) == 23
-    scaled = [state / state.norm() * math.sqrt(32) for state in states]
-    head = made.head.requires_grad_(False)
+    expected = one_softmax(made, rows[0])
+    assert len(expected[0]) == 1 + 23
+    found = made.outputs(Split([given])).log_probs[0].tolist()
     for side in (0, 1):
-        logits = [float(head.nowhere.weight[side] @ (sum(scaled) / 23) + head.nowhere.bias[side])]
-        logits += [float(head.word.weight[side] @ state + head.word.bias[side]) for state in scaled]
-        total = math.log(sum(math.exp(logit) for logit in logits))
-        found = made.outputs(Split([given])).log_probs[0, side].tolist()
-        assert found == pytest.approx([*[logit - total for logit in logits], -100.0], abs=1e-4)
+        assert found[side] == pytest.approx([*expected[side], -100.0], abs=1e-4)
 
 
 def test_what_is_kept_of_a_question_is_one_vector_and_answers_are_read_again():
