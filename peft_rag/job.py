@@ -105,7 +105,7 @@ def run(config: RunConfig, say: Say = print, *, observe: Observe | None = None) 
     """
     from accelerate import PartialState
 
-    from peft_rag.training import accelerator_available
+    from peft_rag.devices import accelerator_available
 
     state = PartialState(cpu=bool(config.training.get("use_cpu", not accelerator_available())))
     tell = say if state.is_main_process else _silent

@@ -19,6 +19,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput
 
 from peft_rag.decisions import Decisions
+from peft_rag.devices import accelerator_available
 from peft_rag.errors import ConfigError, DivergedError, TrainingError
 from peft_rag.fusion.base import Split
 from peft_rag.fusion.batching import tokens_in
@@ -313,11 +314,6 @@ def _ranked(
         for start in range(0, len(rows), batch_size):
             chosen += ranked(tower, rows[start : start + batch_size], k).rows
     return chosen
-
-
-def accelerator_available() -> bool:
-    """Return whether this machine has a device that torch trains on faster than on the processor."""
-    return bool(torch.cuda.is_available() or torch.backends.mps.is_available())
 
 
 def _untrained_by_choice(model: RetrievalAugmentedModel) -> bool:

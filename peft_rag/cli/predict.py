@@ -40,6 +40,7 @@ def add_artefact_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--text-field", "--text_field", help="field that holds the text, if not as in training")
     parser.add_argument("--batch-size", "--batch_size", type=int, default=64, help="texts run at once (64)")
+    parser.add_argument("--device", help="where the model runs: cuda, cuda:1, cpu, … (an accelerator, if there is one)")
     parser.add_argument(
         "--on-bad-record",
         "--on_bad_record",
@@ -51,19 +52,22 @@ def add_artefact_options(parser: argparse.ArgumentParser) -> None:
 
 
 def load_artefact(known: argparse.Namespace) -> RetrievalAugmentedModel:
-    """Load the artefact that the flags name."""
+    """Load the artefact that the flags name onto the device they name."""
     from peft_rag.artefact import load, locate, read_manifest
     from peft_rag.cli.progress import hold_back_chatter
+    from peft_rag.devices import chosen_device
 
     hold_back_chatter()
     read_manifest(locate(known.artefact))
-    return load(
+    device = chosen_device(known.device)
+    model = load(
         known.artefact,
         corpus=known.corpus,
         backbone=known.backbone,
         allow_backbone_mismatch=known.allow_backbone_mismatch,
         allow_corpus_mismatch=known.allow_corpus_mismatch,
     )
+    return model.to(device)
 
 
 def given_fields(known: argparse.Namespace) -> dict[str, str]:

@@ -72,6 +72,10 @@ def test_trained_artefact_predicts_explains_and_evaluates(
     measured = json.loads((trained / "metrics.json").read_text())["test"]["accuracy"]
     assert status == 0
     assert f"accuracy  {100 * measured:.1f} [" in out
+    assert peft_rag("evaluate", str(trained), "--data", toy_data["test"], "--device", "cpu")[1] == out
+    status, _, err = peft_rag("evaluate", str(trained), "--data", toy_data["test"], "--device", "cuda:99")
+    assert status == 2
+    assert "device 'cuda:99' is not to be had here" in err
 
 
 def test_predict_reads_lines_from_standard_input(peft_rag: Run, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:

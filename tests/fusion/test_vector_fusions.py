@@ -135,13 +135,16 @@ def test_artefact_answers_as_the_model_it_was_saved_from(tiny_bert, toy_data, tm
     def observe(prepared, answers):
         split = prepared.test
         kept.update(
-            split=split, outputs=prepared.model.outputs(split), module=prepared.model.fusion_module.state_dict()
+            device=prepared.model.device,
+            split=split,
+            outputs=prepared.model.outputs(split),
+            module=prepared.model.fusion_module.state_dict(),
         )
 
     where = {"backbone": tiny_bert, "encoder": tiny_bert, "output": str(tmp_path / "out"), "disable_tqdm": True}
     config = from_mapping({**toy_data, **where, "fusion": name, "max_length": 32, "num_train_epochs": 1})
     run(config, say=lambda line: None, observe=observe)
-    again = load(str(tmp_path / "out")).outputs(kept["split"])
+    again = load(str(tmp_path / "out")).to(kept["device"]).outputs(kept["split"])
     assert torch.equal(again.log_probs, kept["outputs"].log_probs)
     assert torch.equal(again.features, kept["outputs"].features)
     state = load_file(tmp_path / "out/head.safetensors")

@@ -105,7 +105,7 @@ def test_run_trains_a_tower_and_saves_what_answers_the_same(data: dict[str, Any]
     weights = load_file(tmp_path / "out/query_tower/adapter_model.safetensors")
     assert all(bool(one.ne(0).any()) for one in weights.values())
 
-    again = load(str(tmp_path / "out"))
+    again = load(str(tmp_path / "out")).to(model.device)
     assert isinstance(again.tower, QueryTower)
     assert again.trained_state() == {}
     texts = [one.text for one in prepared.test.examples]
@@ -226,7 +226,7 @@ def test_artefact_whose_gate_is_closed_needs_no_tower(
     model = finished.model
     monkeypatch.setitem(model.gates, "default", 0.0)
     model.save_pretrained(tmp_path / "closed")
-    closed = load(str(tmp_path / "closed"))
+    closed = load(str(tmp_path / "closed")).to(model.device)
     assert closed.tower is None
     texts = [one.text for one in finished.test.examples]
     assert closed.predict(texts) == model.predict(texts)

@@ -70,7 +70,7 @@ def test_language_modelling_runs_and_its_artefact_answers_the_same(configured: A
     kept: dict[str, Any] = {}
 
     def observe(prepared: Any, answers: Any) -> None:
-        kept["test"] = prepared.test.examples
+        kept["device"], kept["test"] = prepared.model.device, prepared.test.examples
         kept["fused"] = prepared.model.fuse(prepared.model.outputs(prepared.test), prepared.test)
 
     config = configured(fusion=fusion, method=method, num_train_epochs=1)
@@ -80,7 +80,7 @@ def test_language_modelling_runs_and_its_artefact_answers_the_same(configured: A
     if untrained:
         assert (metrics["steps"], metrics["trainable_parameters"]) == (0, 0)
         assert metrics["arms"]["untrained"] == metrics["arms"]["without_retrieval"]
-    model = load(config.output)
+    model = load(config.output).to(kept["device"])
     split = Split(kept["test"])
     assert torch.equal(model.fuse(model.outputs(split), split), kept["fused"])
     if fusion == "knn":
