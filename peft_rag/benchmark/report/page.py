@@ -11,13 +11,13 @@ from peft_rag.benchmark.report.grids import Grid, controls_grid, costs_grid, mcn
 from peft_rag.benchmark.report.page_data import page_data
 from peft_rag.benchmark.report.page_tables import cells_table, grid_table, ranks_table
 from peft_rag.benchmark.report.results import Results
+from peft_rag.benchmark.report.shapes import shapes
 from peft_rag.benchmark.report.words import EXPLANATIONS, findings, seeds_in_words, setting_name
 from peft_rag.pages.document import document, static
 from peft_rag.pages.markup import Markup, element, embedded_json, fragment
 
 _HOW_TO_READ = "Cheaper is further left, better is higher; the dotted line joins the rows that nothing beats."
 _COLOURS = 10
-_SHAPES = ("none", "knn", "concat")
 
 
 def page(results: Results, tables: Sequence[Table]) -> str:
@@ -72,7 +72,7 @@ def _header(results: Results, tables: Sequence[Table]) -> Markup:
 
 def _filters(results: Results, tables: Sequence[Table]) -> Markup:
     methods = sorted({row.key.method for row in results.rows})
-    fusions = sorted({row.key.fusion for row in results.rows})
+    fusions = shapes(row.key.fusion for row in results.rows)
     return element(
         "form",
         element(
@@ -82,7 +82,7 @@ def _filters(results: Results, tables: Sequence[Table]) -> Markup:
                 "div",
                 _choices("Data set", "setting", [(setting_name(one.setting), one.label, None) for one in tables]),
                 _choices("Method", "method", [(name, name, _swatch(place)) for place, name in enumerate(methods)]),
-                _choices("Fusion", "fusion", [(name, name, _shape(name)) for name in fusions]),
+                _choices("Fusion", "fusion", [(name, name, _shape(fusions[name])) for name in sorted(fusions)]),
                 element("button", "Show all", type="reset"),
                 class_="choices",
             ),
@@ -110,8 +110,7 @@ def _swatch(place: int) -> Markup:
     return element("i", class_=f"swatch c{place % _COLOURS}", aria_hidden="true")
 
 
-def _shape(fusion: str) -> Markup:
-    place = _SHAPES.index(fusion) if fusion in _SHAPES else len(_SHAPES)
+def _shape(place: int) -> Markup:
     return element("i", class_=f"shape s{place}", aria_hidden="true")
 
 

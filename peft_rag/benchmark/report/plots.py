@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from peft_rag.benchmark.report.analysis import Result, Table
 from peft_rag.benchmark.report.costs import BY_NAME, PLOTTED, pareto_front
-from peft_rag.benchmark.report.results import NONE
+from peft_rag.benchmark.report.shapes import MARKERS, shapes
 from peft_rag.benchmark.report.words import amount, setting_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_MARKERS = {NONE: "o", "knn": "^", "concat": "s"}
-_OTHER_MARKER = "D"
 _COLOURS = (
     *("#6b7280", "#c8372d", "#d97706", "#0e8a66", "#2563eb"),
     *("#8b3fd1", "#0891b2", "#c026a0", "#6a8f14", "#8a5a3b"),
@@ -26,35 +25,57 @@ _WIDE = 20.0
 _LONGEST_NAME = 40
 
 
+@dataclass(frozen=True)
+class _Look:
+    """The colour of each method and the mark of each fusion."""
+
+    colours: Mapping[str, str]
+    markers: Mapping[str, str]
+
+    @classmethod
+    def of(cls, results: Iterable[Result]) -> _Look:
+        keys = [one.row.key for one in results]
+        methods = sorted({key.method for key in keys})
+        return cls(
+            {method: _COLOURS[place % len(_COLOURS)] for place, method in enumerate(methods)},
+            {fusion: MARKERS[number] for fusion, number in shapes(key.fusion for key in keys).items()},
+        )
+
+    def colour(self, result: Result) -> str:
+        return self.colours[result.row.key.method]
+
+    def marker(self, result: Result) -> str:
+        return self.markers[result.row.key.fusion]
+
+
 def plots(tables: Sequence[Table]) -> Iterator[tuple[str, bytes]]:
     """Yield file names and PNG images: quality against costs, and intervals, of each setting with a result.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
     """
-    methods = sorted({one.row.key.method for table in tables for one in table.results})
-    colours = {method: _COLOURS[place % len(_COLOURS)] for place, method in enumerate(methods)}
+    look = _Look.of(one for table in tables for one in table.results)
     for table in tables:
         results = [one for one in table.results if one.quality is not None]
         if results:
             name = setting_name(table.setting)
-            yield f"pareto-{name}.png", _png(_pareto_figure(table, results, colours))
-            yield f"intervals-{name}.png", _png(_interval_figure(table, results, colours))
+            yield f"pareto-{name}.png", _png(_pareto_figure(table, results, look))
+            yield f"intervals-{name}.png", _png(_interval_figure(table, results, look))
 
 
-def _pareto_figure(table: Table, results: Sequence[Result], colours: dict[str, str]) -> Figure:
+def _pareto_figure(table: Table, results: Sequence[Result], look: _Look) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 8), layout="constrained")
     for axes, name in zip(figure.subplots(2, 2, sharey=True).flat, PLOTTED, strict=True):
         measured = [one for one in results if name in one.costs]
-        _pareto(axes, table.metric, name, measured, colours)
+        _pareto(axes, table.metric, name, measured, look)
     figure.suptitle(f"{_plain(table.label)}: {_plain(table.metric)} in percent")
-    _legend(figure, results, colours)
+    _legend(figure, results, look)
     return figure
 
 
-def _pareto(axes: Axes, metric: str, name: str, results: Sequence[Result], colours: dict[str, str]) -> None:
+def _pareto(axes: Axes, metric: str, name: str, results: Sequence[Result], look: _Look) -> None:
     at = {one.row.label: (one.costs[name], 100 * one.metrics[metric].mean) for one in results}
     front = pareto_front({one.row.label: at[one.row.label] for one in results if one.row.complete})
     positive = [cost for cost, _ in at.values() if cost > 0]
@@ -62,13 +83,13 @@ def _pareto(axes: Axes, metric: str, name: str, results: Sequence[Result], colou
         axes.set_xscale("symlog", linthresh=min(positive) / 2)
     for one in results:
         label = one.row.label
-        filled = colours[one.row.key.method] if one.row.complete else "none"
+        filled = look.colour(one) if one.row.complete else "none"
         axes.scatter(
             *at[label],
             s=48,
-            marker=_marker(one),
+            marker=look.marker(one),
             facecolors=filled,
-            edgecolors=colours[one.row.key.method],
+            edgecolors=look.colour(one),
             alpha=1.0 if label in front else 0.45,
             zorder=3,
         )
@@ -83,19 +104,19 @@ def _pareto(axes: Axes, metric: str, name: str, results: Sequence[Result], colou
     axes.grid(alpha=0.25)
 
 
-def _interval_figure(table: Table, results: Sequence[Result], colours: dict[str, str]) -> Figure:
+def _interval_figure(table: Table, results: Sequence[Result], look: _Look) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 0.8 + 0.28 * len(results)), layout="constrained")
     axes = figure.subplots()
     for place, one in enumerate(results):
-        colour, value = colours[one.row.key.method], 100 * one.metrics[table.metric].mean
+        colour, value = look.colour(one), 100 * one.metrics[table.metric].mean
         if one.quality is not None and table.metric_is_tallied:
             axes.plot(
                 [100 * one.quality.low, 100 * one.quality.high], [place, place], color=colour, linewidth=2, alpha=0.6
             )
         filled = colour if one.row.complete else "white"
-        axes.plot(value, place, _marker(one), color=colour, markerfacecolor=filled)
+        axes.plot(value, place, look.marker(one), color=colour, markerfacecolor=filled)
         if one.row.key == table.reference:
             axes.axvline(value, color="#888888", linestyle="--", linewidth=1, zorder=0)
     axes.set_yticks(range(len(results)), [_plain(one.row.label) for one in results], fontsize=8)
@@ -105,23 +126,19 @@ def _interval_figure(table: Table, results: Sequence[Result], colours: dict[str,
     return figure
 
 
-def _legend(figure: Figure, results: Sequence[Result], colours: dict[str, str]) -> None:
+def _legend(figure: Figure, results: Sequence[Result], look: _Look) -> None:
     from matplotlib.lines import Line2D
 
     methods = dict.fromkeys(one.row.key.method for one in results)
-    fusions = {one.row.key.fusion: _marker(one) for one in results}
+    fusions = {one.row.key.fusion: look.marker(one) for one in results}
     handles: list[Any] = [
-        Line2D([], [], linestyle="", marker="o", color=colours[method], label=_plain(method)) for method in methods
+        Line2D([], [], linestyle="", marker="o", color=look.colours[method], label=_plain(method)) for method in methods
     ]
     handles += [
         Line2D([], [], linestyle="", marker=marker, color="#555555", label=_plain(fusion))
         for fusion, marker in fusions.items()
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)), fontsize=8, frameon=False)
-
-
-def _marker(result: Result) -> str:
-    return _MARKERS.get(result.row.key.fusion, _OTHER_MARKER)
 
 
 def _plain(text: str) -> str:

@@ -3,7 +3,6 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const form = document.getElementById("filters");
   const tip = document.getElementById("tip");
-  const SHAPES = ["none", "knn", "concat"];
   const COLOURS = 10;
 
   // ---- what is shown -------------------------------------------------------------------------------------------
@@ -43,17 +42,23 @@
     return made;
   }
   const colour = (row) => `c${data.methods.indexOf(row.method) % COLOURS}`;
-  const shape = (row) => (SHAPES.includes(row.fusion) ? SHAPES.indexOf(row.fusion) : SHAPES.length);
   const PATHS = [
     (r) => `M${-r},0a${r},${r} 0 1,0 ${2 * r},0a${r},${r} 0 1,0 ${-2 * r},0`,
     (r) => `M0,${-1.2 * r}L${1.15 * r},${0.9 * r}H${-1.15 * r}Z`,
     (r) => `M${-0.9 * r},${-0.9 * r}h${1.8 * r}v${1.8 * r}h${-1.8 * r}Z`,
     (r) => `M0,${-1.3 * r}L${1.3 * r},0L0,${1.3 * r}L${-1.3 * r},0Z`,
+    (r) => `M0,${1.2 * r}L${1.15 * r},${-0.9 * r}H${-1.15 * r}Z`,
+    (r) => {
+      const [half, arm] = [0.45 * r, 0.75 * r];
+      return `M${-half},${-half - arm}h${2 * half}v${arm}h${arm}v${2 * half}h${-arm}v${arm}h${-2 * half}v${-arm}h${-arm}`
+        + `v${-2 * half}h${arm}Z`;
+    },
+    (r) => `M0,${-1.2 * r}L${1.14 * r},${-0.37 * r}L${0.71 * r},${0.97 * r}H${-0.71 * r}L${-1.14 * r},${-0.37 * r}Z`,
   ];
   function mark(row, x, y, said, radius = 5.5) {
     const kind = `point ${colour(row)}${row.shortfall ? " short" : ""}`;
     const made = svg("path", {
-      class: kind, d: PATHS[shape(row)](radius), transform: `translate(${x},${y})`, tabindex: 0, role: "img",
+      class: kind, d: PATHS[data.shapes[row.fusion]](radius), transform: `translate(${x},${y})`, tabindex: 0, role: "img",
       "aria-label": `${row.label}: ${said.join(", ")}`,
     });
     const show = () => showTip(made, row.label, said);
