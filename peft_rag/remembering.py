@@ -9,6 +9,7 @@ import torch
 from peft_rag.decisions import Decisions
 from peft_rag.files import sha256_of_json
 from peft_rag.fusion.base import Memory, Split
+from peft_rag.fusion.datastore import feature_index
 from peft_rag.fusion.none import NoFusion
 from peft_rag.knowledge import Knowledge, labelled_examples
 from peft_rag.retrieval.cache import cached_arrays
@@ -30,13 +31,17 @@ def remember(model: RetrievalAugmentedModel, knowledge: Knowledge, progress: str
         outputs = model.outputs(Split(examples), fusion=NoFusion(), progress=progress)
         return {"features": outputs.features.float().numpy()}
 
-    features = None
+    features, kept = None, None
     saved_as = model.saved_as.get(model.adapter)
     if fusion.needs_features and saved_as:
         judged = [list(one.spans) for one in examples if one.spans]
         key = sha256_of_json([saved_as, knowledge.corpus.fingerprint, model.max_length, judged])
         folder = knowledge.cache / "features" / key.removeprefix("sha256:")
+        kept = knowledge.cache / "graphs" / folder.name
         features = torch.tensor(cached_arrays(folder, {"documents": len(examples)}, encode)["features"])
     elif fusion.needs_features:
         features = torch.from_numpy(encode()["features"])
-    return Memory(task.targets(examples), features, decisions)
+    index = None
+    if features is not None:
+        index = feature_index(features, fusion.search, kept, progress and "graph of the corpus")
+    return Memory(task.targets(examples), features, decisions, index)

@@ -29,7 +29,8 @@ import numpy as np
 
 from peft_rag.corpus import Corpus
 from peft_rag.fusion.base import PASSAGES, READ, Fusion, Memory, Outputs, Reader, Split
-from peft_rag.fusion.knn import forbidden_rows, unit
+from peft_rag.fusion.datastore import unit
+from peft_rag.fusion.knn import forbidden_rows
 from peft_rag.fusion.mixing import mix
 from peft_rag.fusion.none import NoFusion
 from peft_rag.retrieval.base import NO_POSITION, Neighbours

@@ -67,7 +67,8 @@ def load_artefact(known: argparse.Namespace) -> RetrievalAugmentedModel:
         allow_backbone_mismatch=known.allow_backbone_mismatch,
         allow_corpus_mismatch=known.allow_corpus_mismatch,
     )
-    return model.to(device)
+    model.to(device)
+    return model
 
 
 def given_fields(known: argparse.Namespace) -> dict[str, str]:

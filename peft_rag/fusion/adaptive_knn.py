@@ -44,6 +44,7 @@ class AdaptiveKnnFusion(KnnFusion):
         k: neighbours that vote; None to choose.
         temperature: T; None to choose.
         weight: λ where it is one for all, in [0, 1]; None to choose.
+        search: ``exact`` or ``hnsw``, as for `knn`.
         adapts: whether λ depends on the decision; None to choose.
         hidden: size of the network's hidden layer.
         seed: of the network's first weights.

@@ -11,6 +11,7 @@ from typing_extensions import Self
 
 from peft_rag.errors import ConfigError, RetrievalError
 from peft_rag.fusion.base import Fusion, Memory, Outputs, Reader, Shown, Split, encode_inputs
+from peft_rag.fusion.datastore import SEARCHES
 from peft_rag.fusion.knn_choice import KS, Setting, Settings, choose_setting
 from peft_rag.fusion.mixing import mix
 
@@ -41,16 +42,21 @@ class KnnFusion(Fusion):
         k: neighbours that vote; None to choose.
         temperature: T; None to choose.
         weight: λ in [0, 1]; None to choose.
+        search: ``exact`` compares a decision with all that is known, ``hnsw`` builds a graph over that, which misses
+            few of the nearest and takes far less time where the tuned space holds many (tokens of texts).
     """
 
     space: Literal["tuned", "retriever"] = "tuned"
     k: int | None = None
     temperature: float | None = None
     weight: float | None = None
+    search: Literal["exact", "hnsw"] = "exact"
 
     def __post_init__(self) -> None:
         if self.space not in ("tuned", "retriever"):
             raise ConfigError(f"fusion.space is '{self.space}'. Choose tuned or retriever.")
+        if self.search not in SEARCHES:
+            raise ConfigError(f"fusion.search is '{self.search}'. Choose {' or '.join(SEARCHES)}.")
         if self.k is not None and self.k < 1:
             raise ConfigError(f"fusion.k is {self.k}; at least one neighbour must vote. Use --fusion none for none.")
         if self.temperature is not None and not self.temperature > 0:
@@ -168,13 +174,8 @@ class KnnFusion(Fusion):
             if split.neighbours is None:
                 raise RetrievalError("fusion 'knn' was given no neighbours. Pass the corpus it was trained with.")
             return split.neighbours.head(k)
-        from peft_rag.retrieval.vectors import exact_search
-
-        known = remembered(memory).features
-        if known is None:
-            raise RetrievalError("fusion 'knn' searches the tuned space, but the corpus was not encoded.")
-        forbidden = forbidden_rows(outputs, split, remembered(memory)) or None
-        return exact_search(unit(outputs.features), unit(known), k, forbidden)
+        known = remembered(memory)
+        return known.nearest(outputs.features, k, forbidden_rows(outputs, split, known) or None)
 
 
 def neighbour_log_probs(
@@ -212,14 +213,6 @@ def forbidden_rows(outputs: Outputs, split: Split, memory: Memory) -> Sequence[C
         return split.forbidden
     rows = [memory.decisions.take(sorted(places)) for places in split.forbidden]
     return [rows[owner] for owner in outputs.decisions.owners]
-
-
-def unit(features: Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Return features ``(N, D)`` scaled to length one, as float32 in NumPy."""
-    from torch.nn.functional import normalize
-
-    scaled: np.ndarray[Any, np.dtype[np.float32]] = normalize(features.float(), dim=-1).cpu().numpy()
-    return scaled
 
 
 def _by_document(rows: Sequence[Sequence[Shown]], owners: NDArray[np.int64]) -> list[Shown]:

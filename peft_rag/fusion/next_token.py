@@ -35,10 +35,7 @@ class NeighbourTokens(LogitsProcessor):  # type: ignore[misc]
             temperature: T of π = softmax(s/T).
             weight: λ, or what decides it for each row.
         """
-        from peft_rag.fusion.knn import unit
-
-        assert memory.features is not None
-        self.keys, self.tokens = unit(memory.features), memory.targets[:, 0]
+        self.memory, self.tokens = memory, memory.targets[:, 0]
         self.k, self.temperature, self.weight = k, temperature, weight
         self.states: Tensor | None = None
 
@@ -57,11 +54,8 @@ class NeighbourTokens(LogitsProcessor):  # type: ignore[misc]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Turn logits ``(B, V)`` into the mixture's log-probabilities."""
-        from peft_rag.fusion.knn import unit
-        from peft_rag.retrieval.vectors import exact_search
-
         assert self.states is not None
-        found = exact_search(unit(self.states), self.keys, self.k)
+        found = self.memory.nearest(self.states, self.k)
         shares = torch.as_tensor(found.scores / self.temperature).softmax(-1)
         tokens = self.tokens[torch.as_tensor(found.positions).clamp(min=0)]
         votes = torch.zeros(scores.shape).scatter_add(1, tokens, shares.float())

@@ -38,11 +38,11 @@ def cached_arrays(
     Raises:
         RetrievalError: the folder cannot be written.
     """
-    with _locked(folder):
+    with locked(folder):
         kept = _read(folder)
         if kept is None:
             arrays = compute()
-            with _explained(folder):
+            with explained(folder):
                 _write(folder, arrays, about)
             kept = _read(folder)
     if kept is None:
@@ -51,12 +51,17 @@ def cached_arrays(
 
 
 def _write(folder: Path, arrays: Mapping[str, NDArray[Any]], about: Mapping[str, Any]) -> None:
-    for unfinished in [folder, *folder.parent.glob(f".{folder.name}.*")]:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    clear(folder)
     with new_folder(folder) as working:
         for name, array in arrays.items():
             save_array(working / f"{name}.npy", array)
         write_manifest(working, about)
+
+
+def clear(folder: Path) -> None:
+    """Remove what a folder of the cache holds, and what a process that died left beside it."""
+    for unfinished in [folder, *folder.parent.glob(f".{folder.name}.*")]:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _read(folder: Path) -> dict[str, NDArray[Any]] | None:
@@ -68,9 +73,9 @@ def _read(folder: Path) -> dict[str, NDArray[Any]] | None:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder, which is a file beside it, waiting for whoever has it."""
-    with _explained(folder):
+    with explained(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         file = (folder.parent / f"{folder.name}.lock").open("a")
     with file:
@@ -80,7 +85,8 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _explained(folder: Path) -> Iterator[None]:
+def explained(folder: Path) -> Iterator[None]:
+    """Say what can be done where a cache cannot be written."""
     try:
         yield
     except OSError as error:

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tqdm.auto import tqdm
+
 from peft_rag.errors import ConfigError, RetrievalError
 from peft_rag.files import new_folder
 from peft_rag.retrieval.base import Encoder, Neighbours
@@ -31,6 +33,7 @@ _SEED = 100
 _SLACK = 8
 _GROWTH = 4
 _EXACT_FROM = 4
+_ADDED = 8192
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,13 @@ class HnswIndex:
         self.options = options
 
     @classmethod
-    def build(cls, vectors: NDArray[np.float32], options: HnswOptions | None = None) -> HnswIndex:
+    def build(cls, vectors: NDArray[np.float32], options: HnswOptions | None = None, progress: str = "") -> HnswIndex:
         """Build a graph over vectors ``(N, D)`` of length 1.
+
+        Args:
+            vectors: what it searches.
+            options: how it is built and searched.
+            progress: what the progress bar says; no bar if empty.
 
         Raises:
             RetrievalError: a vector holds NaN or infinity.
@@ -88,8 +96,11 @@ class HnswIndex:
             ef_construction=options.ef_construction,
             random_seed=_SEED,
         )
-        if len(vectors):
-            graph.add_items(vectors, np.arange(len(vectors)), num_threads=options.threads or -1)
+        with tqdm(total=len(vectors), desc=progress, unit="vector", leave=False, disable=not progress) as bar:
+            for start in range(0, len(vectors), _ADDED):
+                part = np.arange(start, min(start + _ADDED, len(vectors)))
+                graph.add_items(vectors[part], part, num_threads=options.threads or -1)
+                bar.update(len(part))
         return cls(graph, vectors, options)
 
     def search(

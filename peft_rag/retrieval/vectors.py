@@ -35,8 +35,7 @@ def exact_search(
 ) -> Neighbours:
     """Find the vectors with the largest inner products, which are cosines where all have length 1.
 
-    A fast float32 product proposes candidates; their scores are then computed one by one in float64 and
-    rounded to float32, so that a score depends on its two vectors alone, and equal vectors tie exactly.
+    Vectors that are searched more than once are checked but once by an `ExactIndex`.
 
     Dims: Q queries, N vectors, D dimensions, K neighbours.
 
@@ -51,24 +50,49 @@ def exact_search(
         ShapeError: dimensions differ, or ``exclude`` is not as long as ``queries``.
         RetrievalError: a vector holds NaN or infinity.
     """
-    import numpy as np
-
     check_search(queries, vectors, k, exclude)
-    check_finite(queries, "query")
-    check_finite(vectors, "indexed")
-    found = empty_neighbours(len(queries), k)
-    if not len(vectors):
+    return ExactIndex(vectors).search(queries, k, exclude)
+
+
+class ExactIndex:
+    """Vectors ``(N, D)`` that are compared with every query.
+
+    A fast float32 product proposes candidates; their scores are then computed one by one in float64 and
+    rounded to float32, so that a score depends on its two vectors alone, and equal vectors tie exactly.
+    """
+
+    def __init__(self, vectors: NDArray[np.float32]) -> None:
+        """Check what is searched.
+
+        Raises:
+            RetrievalError: a vector holds NaN or infinity.
+        """
+        import numpy as np
+
+        check_finite(vectors, "indexed")
+        self.vectors = vectors
+        self._longest = float(np.sqrt(np.einsum("nd,nd->n", vectors, vectors).max())) if len(vectors) else 0.0
+
+    def search(
+        self, queries: NDArray[np.float32], k: int, exclude: Sequence[Collection[int]] | None = None
+    ) -> Neighbours:
+        """Find the vectors with the largest inner products; arguments, result and errors are `exact_search`'s."""
+        import numpy as np
+
+        check_search(queries, self.vectors, k, exclude)
+        check_finite(queries, "query")
+        found = empty_neighbours(len(queries), k)
+        if not len(self.vectors):
+            return found
+        step = max(1, _CELLS // len(self.vectors))
+        for start in range(0, len(queries), step):
+            block = queries[start : start + step]
+            forbidden = exclude[start : start + step] if exclude is not None else None
+            margin = _ROUNDING * self._longest * np.linalg.norm(block, axis=1, keepdims=True)
+            rows, columns = _candidates(block @ self.vectors.T, margin, k, forbidden)
+            scores = pair_scores(block, self.vectors, rows, columns)
+            fill_nearest(found, start, rows, columns, scores)
         return found
-    longest = float(np.sqrt(np.einsum("nd,nd->n", vectors, vectors).max()))
-    step = max(1, _CELLS // len(vectors))
-    for start in range(0, len(queries), step):
-        block = queries[start : start + step]
-        forbidden = exclude[start : start + step] if exclude is not None else None
-        margin = _ROUNDING * longest * np.linalg.norm(block, axis=1, keepdims=True)
-        rows, columns = _candidates(block @ vectors.T, margin, k, forbidden)
-        scores = pair_scores(block, vectors, rows, columns)
-        fill_nearest(found, start, rows, columns, scores)
-    return found
 
 
 def pair_scores(

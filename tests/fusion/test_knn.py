@@ -8,7 +8,8 @@ import torch
 
 from peft_rag.errors import ConfigError, RetrievalError
 from peft_rag.fusion.base import Memory, Outputs, Split
-from peft_rag.fusion.knn import KnnFusion, neighbour_log_probs, unit
+from peft_rag.fusion.datastore import unit
+from peft_rag.fusion.knn import KnnFusion, neighbour_log_probs
 from peft_rag.fusion.mixing import mix
 from peft_rag.retrieval.base import Neighbours
 from peft_rag.tasks.base import Example
@@ -350,7 +351,7 @@ def test_options_out_of_range_are_refused(options, message):
         (
             "tuned",
             Memory(torch.zeros(3, dtype=torch.long)),
-            "fusion 'knn' searches the tuned space, but the corpus was not encoded.",
+            "neighbours are searched in the tuned space, but the corpus was not encoded.",
         ),
         (
             "tuned",
