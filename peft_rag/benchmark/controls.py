@@ -23,6 +23,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -70,12 +71,12 @@ def control_arms(
     possible = possible_arms(model, split)
     if not possible.intersection(wanted):
         return {}
-    answer = _read_again if model.fusion.reads_neighbours else _voted_again
+    answer = partial(_read_again, model, split) if model.fusion.reads_neighbours else _votes(model, split, outputs)
     alone = None if model.gate == 1 else model.outputs(split, fusion=NoFusion(), progress="test without retrieval")
     arms = {}
     for arm in wanted:
         if arm in possible:
-            given = answer(model, split, outputs, arm, np.random.default_rng(seed))
+            given = answer(arm, np.random.default_rng(seed))
             arms[arm] = given if alone is None else mix(alone.log_probs, given, model.gate)
     return arms
 
@@ -236,9 +237,7 @@ def _overwritten(row: dict[str, Any], words: Sequence[int], special: Collection[
     return row | {"input_ids": ids}
 
 
-def _read_again(
-    model: RetrievalAugmentedModel, split: Split, outputs: Outputs, arm: str, generator: np.random.Generator
-) -> Tensor:
+def _read_again(model: RetrievalAugmentedModel, split: Split, arm: str, generator: np.random.Generator) -> Tensor:
     """Answer with other neighbours in the inputs."""
     reading, split = _other_neighbours(model, split, arm, generator)
     given = model.outputs(split, fusion=reading, progress=f"test, {arm} neighbours")
@@ -273,21 +272,26 @@ def _other_neighbours(
     return reading, split
 
 
-def _voted_again(
-    model: RetrievalAugmentedModel, split: Split, outputs: Outputs, arm: str, generator: np.random.Generator
-) -> Tensor:
-    """Let other neighbours vote on what the model gave."""
-    fusion, memory, task = model.fusion, model.memory(), model.task
-    assert memory is not None
-    found = fusion.voters(outputs, split, memory)
-    if arm == "shuffled":
-        memory = replace(memory, targets=memory.targets[generator.permutation(len(memory.targets))])
-    elif arm == "random":
-        banned = forbidden_rows(outputs, split, memory)
-        found = random_neighbours(found, len(memory.targets), banned, generator)
-    else:
-        found = _voters_alike(model, split, outputs, memory, found.k)
-    return fusion.with_given_neighbours().combine(outputs, replace(split, neighbours=found), memory, task)
+def _votes(
+    model: RetrievalAugmentedModel, split: Split, outputs: Outputs
+) -> Callable[[str, np.random.Generator], Tensor]:
+    """Return what lets other neighbours vote on what the model gave; the nearest are found once for all arms."""
+    fusion, task, known = model.fusion, model.task, model.memory()
+    assert known is not None
+    nearest = fusion.voters(outputs, split, known)
+
+    def voted(arm: str, generator: np.random.Generator) -> Tensor:
+        memory, found = known, nearest
+        if arm == "shuffled":
+            memory = replace(known, targets=known.targets[generator.permutation(len(known.targets))])
+        elif arm == "random":
+            banned = forbidden_rows(outputs, split, known)
+            found = random_neighbours(nearest, len(known.targets), banned, generator)
+        else:
+            found = _voters_alike(model, split, outputs, known, nearest.k)
+        return fusion.with_given_neighbours().combine(outputs, replace(split, neighbours=found), memory, task)
+
+    return voted
 
 
 def _voters_alike(model: RetrievalAugmentedModel, split: Split, outputs: Outputs, memory: Memory, k: int) -> Neighbours:
