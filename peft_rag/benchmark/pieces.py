@@ -125,6 +125,11 @@ def open_pieces(plan: Plan, folder: Path, *, redo: bool) -> list[Piece]:
     return list(todo.values())
 
 
+def is_done(piece: Piece) -> bool:
+    """Say whether a piece's file is there, ended well and counts, whoever has written it."""
+    return _valid(piece, redo=True, stale={})
+
+
 def spec_of(piece: Piece, folder: Path) -> dict[str, Any]:
     """Return what a worker must know to do a piece; for a cell, its trials and its search must be done.
 

@@ -19,6 +19,7 @@ from peft_rag.benchmark.pieces import (
     CannotRun,
     Piece,
     failure_header,
+    is_done,
     needed_by,
     open_pieces,
     packages_of,
@@ -109,7 +110,9 @@ def _next_ready(waiting: list[Piece], running: list[Running], folder: Path) -> P
 
 
 def _start(piece: Piece, folder: Path, place: Path, jobs: int) -> Running | None:
-    """Start a process for a piece; None where its file says already that it cannot run."""
+    """Start a process for a piece; None where it cannot run, or another runner on this folder has done it meanwhile."""
+    if is_done(piece):
+        return None
     piece.target.unlink(missing_ok=True)
     try:
         spec = spec_of(piece, folder)

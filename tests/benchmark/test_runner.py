@@ -80,6 +80,21 @@ def test_pieces_run_in_order_once_and_nothing_is_left_for_a_second_run(
     assert said[-1] == "2 of 2 cells are done; 0 trials to go before the rest"
 
 
+def test_what_another_runner_did_meanwhile_is_neither_removed_nor_done_again(
+    toy_suite: MakeSuite, stand_in: Callable[..., Path], tmp_path: Path
+) -> None:
+    log, plan, said = stand_in(), small(toy_suite), list[str]()
+
+    def say(line: str) -> None:
+        if not said:
+            run_plan(plan, tmp_path / "out", lambda other: None, jobs=3)
+        said.append(line)
+
+    run_plan(plan, tmp_path / "out", say)
+    assert len(log.read_text().split()) == 1 + 4 + 2
+    assert any(line.startswith("[2/2] kinds-lora-knn-s0: done, accuracy off 75.0, in") for line in said)
+
+
 def test_grown_suite_runs_only_what_is_new(toy_suite: MakeSuite, stand_in: Callable[..., Path], tmp_path: Path) -> None:
     log = stand_in()
     run_plan(small(toy_suite), tmp_path / "out", lambda line: None)
