@@ -18,6 +18,7 @@ LAYERS = [
     {"refusals"},
     {
         "backbone_name",
+        "devices",
         "encoder_states",
         "registry",
         "files",

@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm.auto import tqdm
-
 from peft_rag.errors import ConfigError, RetrievalError
 from peft_rag.files import new_folder
 from peft_rag.retrieval.base import Encoder, Neighbours
@@ -86,6 +84,7 @@ class HnswIndex:
             RetrievalError: a vector holds NaN or infinity.
         """
         import numpy as np
+        from tqdm.auto import tqdm
 
         check_finite(vectors, "indexed")
         options = options or HnswOptions()
