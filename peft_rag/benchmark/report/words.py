@@ -179,7 +179,7 @@ def _written(table: Table) -> list[str]:
 
 def _lacking(table: Table) -> list[str]:
     lacking = [f"{one.row.label} ({one.row.shortfall})" for one in table.results if one.row.shortfall]
-    return [f"Not every run ended well: {_and(lacking)}."] if lacking else []
+    return [f"Runs are missing or did not end well: {_and(lacking)}."] if lacking else []
 
 
 def _as_clause(comparison: Comparison) -> str:
