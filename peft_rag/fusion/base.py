@@ -6,13 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Self
 
-from peft_rag.errors import RetrievalError
-from peft_rag.fusion.datastore import Index, Search, feature_index, unit
+from peft_rag.fusion.datastore import Memory as Memory
+from peft_rag.fusion.datastore import Search
 from peft_rag.tasks.appending import check_room
 from peft_rag.tasks.base import MORE as MORE
 from peft_rag.tasks.base import POOLS
@@ -90,42 +89,6 @@ class Split:
             None if self.neighbours is None else self.neighbours.of(places),
             [self.forbidden[place] for place in places] if len(self.forbidden) else (),
         )
-
-
-@dataclass(frozen=True)
-class Memory:
-    """The labelled documents as a fusion sees them; built from the corpus when needed, never saved.
-
-    Attributes:
-        targets: of the M decisions on N documents, as the task gives them: ``(M, …)``; M = N where each takes one.
-        features: of the same decisions in the tuned backbone, ``(M, F)``; None in the retriever's space.
-        decisions: how many each document takes; None where each takes one.
-        index: what the features are searched in; each is compared where None.
-    """
-
-    targets: Tensor
-    features: Tensor | None = None
-    decisions: Decisions | None = None
-    index: Index | None = None
-
-    def nearest(self, features: Tensor, k: int, exclude: Sequence[Collection[int]] | None = None) -> Neighbours:
-        """Find the remembered decisions nearest to some features ``(R, F)``, by cosine.
-
-        Args:
-            features: in the tuned backbone.
-            k: how many for each.
-            exclude: for each the decisions it must not see.
-
-        Raises:
-            RetrievalError: the corpus was not encoded.
-        """
-        return self._index.search(unit(features), k, exclude)
-
-    @cached_property
-    def _index(self) -> Index:
-        if self.features is None:
-            raise RetrievalError("neighbours are searched in the tuned space, but the corpus was not encoded.")
-        return self.index or feature_index(self.features)
 
 
 @dataclass(frozen=True)

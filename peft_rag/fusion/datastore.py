@@ -1,16 +1,21 @@
-"""The features of labelled documents in the tuned space, and what finds the nearest among them."""
+"""The labelled documents as a fusion remembers them, and what finds the nearest among them in the tuned space."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
+
+from peft_rag.errors import RetrievalError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from peft_rag.decisions import Decisions
     from peft_rag.retrieval.base import Neighbours
 
 Search = Literal["exact", "hnsw"]
@@ -25,6 +30,42 @@ class Index(Protocol):
     def search(
         self, queries: NDArray[np.float32], k: int, exclude: Sequence[Collection[int]] | None = None
     ) -> Neighbours: ...
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The labelled documents as a fusion sees them; built from the corpus when needed, never saved.
+
+    Attributes:
+        targets: of the M decisions on N documents, as the task gives them: ``(M, …)``; M = N where each takes one.
+        features: of the same decisions in the tuned backbone, ``(M, F)``; None in the retriever's space.
+        decisions: how many each document takes; None where each takes one.
+        index: what the features are searched in; each is compared where None.
+    """
+
+    targets: Tensor
+    features: Tensor | None = None
+    decisions: Decisions | None = None
+    index: Index | None = None
+
+    def nearest(self, features: Tensor, k: int, exclude: Sequence[Collection[int]] | None = None) -> Neighbours:
+        """Find the remembered decisions nearest to some features ``(R, F)``, by cosine.
+
+        Args:
+            features: in the tuned backbone.
+            k: how many for each.
+            exclude: for each the decisions it must not see.
+
+        Raises:
+            RetrievalError: the corpus was not encoded.
+        """
+        return self._index.search(unit(features), k, exclude)
+
+    @cached_property
+    def _index(self) -> Index:
+        if self.features is None:
+            raise RetrievalError("neighbours are searched in the tuned space, but the corpus was not encoded.")
+        return self.index or feature_index(self.features)
 
 
 def unit(features: Tensor) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""Arrays computed once and kept on disk: keyed by content, checked by hash, read as memory maps."""
+"""What is made once and kept on disk, arrays above all: keyed by content, checked by hash, read as memory maps."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from peft_rag.errors import RetrievalError
 from peft_rag.files import new_folder
@@ -20,62 +20,83 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def cached_arrays(
-    folder: Path, about: Mapping[str, Any], compute: Callable[[], Mapping[str, NDArray[Any]]]
-) -> dict[str, NDArray[Any]]:
-    """Return the arrays a folder keeps, computing them first if it keeps none or damaged ones.
+Made = TypeVar("Made")
+Kept = TypeVar("Kept")
 
-    Of several processes that ask at once, one computes and the others wait for it.
+
+def cached(
+    folder: Path,
+    about: Mapping[str, Any],
+    make: Callable[[], Made],
+    write: Callable[[Path, Made], None],
+    read: Callable[[Mapping[str, Any]], Kept],
+) -> Kept:
+    """Return what a folder keeps, making it first if it keeps nothing, or something damaged.
+
+    Of several processes that ask at once, one makes it and the others wait for it.
 
     Args:
-        folder: where the arrays are kept; its name should be a hash of all that decides them.
-        about: what the manifest says of them besides, as JSON.
-        compute: gives the arrays by name.
-
-    Returns:
-        The arrays by name, memory-mapped and read-only.
+        folder: where it is kept; its name should be a hash of all that decides it.
+        about: what the manifest says of it besides, as JSON.
+        make: gives what is to be kept.
+        write: puts that into a folder as files.
+        read: opens the files, whose hashes have matched those of the manifest it is given; an error means damage.
 
     Raises:
         RetrievalError: the folder cannot be written.
     """
-    with locked(folder):
-        kept = _read(folder)
+    with _locked(folder):
+        kept = _read(folder, read)
         if kept is None:
-            arrays = compute()
-            with explained(folder):
-                _write(folder, arrays, about)
-            kept = _read(folder)
+            made = make()
+            with _explained(folder):
+                _write(folder, about, lambda working: write(working, made))
+            kept = _read(folder, read)
     if kept is None:
         raise RetrievalError(f"the cache '{folder}' is damaged as soon as it is written. Check the disk.")
     return kept
 
 
-def _write(folder: Path, arrays: Mapping[str, NDArray[Any]], about: Mapping[str, Any]) -> None:
-    clear(folder)
-    with new_folder(folder) as working:
+def cached_arrays(
+    folder: Path, about: Mapping[str, Any], compute: Callable[[], Mapping[str, NDArray[Any]]]
+) -> dict[str, NDArray[Any]]:
+    """Return the arrays a folder keeps, memory-mapped and read-only, computing them first if need be; see `cached`.
+
+    Args:
+        folder: where they are kept.
+        about: what the manifest says of them besides, as JSON.
+        compute: gives the arrays by name.
+    """
+
+    def write(working: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
         for name, array in arrays.items():
             save_array(working / f"{name}.npy", array)
+
+    def read(manifest: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+        return {name.removesuffix(".npy"): load_array(folder / name) for name in manifest["files"]}
+
+    return cached(folder, about, compute, write, read)
+
+
+def _write(folder: Path, about: Mapping[str, Any], write: Callable[[Path], None]) -> None:
+    for unfinished in [folder, *folder.parent.glob(f".{folder.name}.*")]:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    with new_folder(folder) as working:
+        write(working)
         write_manifest(working, about)
 
 
-def clear(folder: Path) -> None:
-    """Remove what a folder of the cache holds, and what a process that died left beside it."""
-    for unfinished in [folder, *folder.parent.glob(f".{folder.name}.*")]:
-        shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def _read(folder: Path) -> dict[str, NDArray[Any]] | None:
+def _read(folder: Path, read: Callable[[Mapping[str, Any]], Kept]) -> Kept | None:
     try:
-        files = read_manifest(folder)["files"]
-        return {name.removesuffix(".npy"): load_array(folder / name) for name in files}
+        return read(read_manifest(folder))
     except (RetrievalError, OSError, ValueError):
         return None
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def _locked(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder, which is a file beside it, waiting for whoever has it."""
-    with explained(folder):
+    with _explained(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         file = (folder.parent / f"{folder.name}.lock").open("a")
     with file:
@@ -85,8 +106,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def explained(folder: Path) -> Iterator[None]:
-    """Say what can be done where a cache cannot be written."""
+def _explained(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

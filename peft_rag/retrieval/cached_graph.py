@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from peft_rag.errors import RetrievalError
-from peft_rag.files import new_folder
-from peft_rag.retrieval.cache import clear, explained, locked
+from peft_rag.retrieval.cache import cached
 from peft_rag.retrieval.hnsw import GRAPH, HnswIndex, HnswOptions
-from peft_rag.retrieval.storage import read_manifest, write_manifest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,35 +17,26 @@ if TYPE_CHECKING:
 
 
 def cached_graph(folder: Path, vectors: NDArray[np.float32], options: HnswOptions, progress: str = "") -> HnswIndex:
-    """Return the graph that a folder keeps, building it first if it keeps none or a damaged one.
-
-    Of several processes that ask at once, one builds and the others wait for it.
+    """Return the graph that a folder keeps, building it first if need be; see `cached`.
 
     Args:
-        folder: where it is kept; its name should be a hash of all that decides the vectors and the options.
+        folder: where it is kept; its name should be a hash of all that decides the vectors.
         vectors: what it searches, ``(N, D)`` of length 1.
-        options: how it is built and searched.
+        options: how it is built and searched; a graph of other options is built anew.
         progress: what the progress bar says; no bar if empty.
 
     Raises:
         RetrievalError: a vector holds NaN or infinity, or the folder cannot be written.
     """
-    with locked(folder):
-        kept = _read(folder, vectors, options)
-        if kept is not None:
-            return kept
-        index = HnswIndex.build(vectors, options, progress)
-        with explained(folder):
-            clear(folder)
-            with new_folder(folder) as working:
-                index.graph.save_index(str(working / GRAPH))
-                write_manifest(working, {"vectors": len(vectors)})
-        return index
 
+    def write(working: Path, index: HnswIndex) -> None:
+        index.graph.save_index(str(working / GRAPH))
 
-def _read(folder: Path, vectors: NDArray[np.float32], options: HnswOptions) -> HnswIndex | None:
-    try:
-        read_manifest(folder)
+    def read(manifest: Mapping[str, Any]) -> HnswIndex:
+        if manifest["options"] != asdict(options):
+            raise RetrievalError(f"'{folder}' holds a graph of other options.")
         return HnswIndex.open_graph(folder / GRAPH, vectors, options)
-    except (RetrievalError, OSError, ValueError):
-        return None
+
+    return cached(
+        folder, {"options": asdict(options)}, lambda: HnswIndex.build(vectors, options, progress), write, read
+    )

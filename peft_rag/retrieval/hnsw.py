@@ -97,8 +97,8 @@ class HnswIndex:
         )
         with tqdm(total=len(vectors), desc=progress, unit="vector", leave=False, disable=not progress) as bar:
             for start in range(0, len(vectors), _ADDED):
-                part = np.arange(start, min(start + _ADDED, len(vectors)))
-                graph.add_items(vectors[part], part, num_threads=options.threads or -1)
+                part = vectors[start : start + _ADDED]
+                graph.add_items(part, np.arange(start, start + len(part)), num_threads=options.threads or -1)
                 bar.update(len(part))
         return cls(graph, vectors, options)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-_ALWAYS = ("none", "knn", "concat")
+from peft_rag.benchmark.report.results import NONE
+
+_ALWAYS = (NONE, "knn", "concat")
 MARKERS = ("o", "^", "s", "D", "v", "P", "p")
 """The marks, as matplotlib calls them; the page draws the same in ``page.js`` and ``page.css``."""
 
