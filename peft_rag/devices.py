@@ -30,6 +30,6 @@ def chosen_device(name: str | None = None) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
-        why = str(error).splitlines()[0]
-        raise ConfigError(f"device '{name}' is not to be had here: {why} Leave --device out for the best.") from error
+        why = str(error).splitlines()[0].rstrip(" .")
+        raise ConfigError(f"device '{name}' is not to be had here: {why}. Leave --device out for the best.") from error
     return device
