@@ -66,11 +66,13 @@ class Answers:
         log_probs: by arm, in nats, as the task gives them; one row an example.
         targets: of the same examples.
         texts: what each arm wrote to the first of them, where the task writes text.
+        outputs: what the trained model gave for the split as its fusion reads it, before neighbours voted.
     """
 
     log_probs: Mapping[str, Tensor]
     targets: Tensor
     texts: Mapping[str, list[str]] = field(default_factory=dict)
+    outputs: Outputs | None = None
 
 
 @dataclass(frozen=True)
@@ -127,8 +129,8 @@ def run(config: RunConfig, say: Say = print, *, observe: Observe | None = None) 
         if config.head_refit:
             refit_head(prepared, checked, tell)
         targets = prepared.splits.task.targets(prepared.test.examples)
-        after = measure_after(prepared, checked, tell, fallback=config.fallback)
-        answers = Answers(before | after, targets, texts | write_after(prepared))
+        after, outputs = measure_after(prepared, checked, tell, fallback=config.fallback)
+        answers = Answers(before | after, targets, texts | write_after(prepared), outputs)
         if observe is not None:
             observe(prepared, answers)
         arms = scores_of(prepared, answers)
@@ -235,13 +237,13 @@ def with_tuned_neighbours(prepared: Prepared) -> Prepared:
 
 def tune(prepared: Prepared, config: RunConfig, say: Say) -> TrainingReport:
     """Start the head from a linear probe of the frozen features, and train."""
+    from peft_rag.frozen_features import frozen_outputs
     from peft_rag.rows import RetrievalDropout
     from peft_rag.training import train
 
     model, task = prepared.model, prepared.splits.task
     if config.head_init == "probe" and task.probes:
-        with model.disable_adapter():
-            outputs = model.outputs(prepared.train, progress="frozen features")
+        outputs = frozen_outputs(model, prepared.train, progress="frozen features")
         task.fit_head(model.head, outputs.features, task.targets(prepared.train.examples))
     return train(
         model,

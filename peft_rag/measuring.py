@@ -62,11 +62,11 @@ def measure_before(prepared: Prepared, say: Say) -> dict[str, Tensor]:
     Returns:
         log-probabilities by arm, in nats.
     """
+    from peft_rag.frozen_features import frozen_outputs
     from peft_rag.fusion.none import NoFusion
 
     model, task = prepared.model, prepared.splits.task
-    with model.disable_adapter():
-        outputs = model.outputs(prepared.test, fusion=NoFusion(), progress="untrained model")
+    outputs = frozen_outputs(model, prepared.test, fusion=NoFusion(), progress="untrained model")
     answers = {"untrained": outputs.log_probs}
     if task.one_decision and task.votes and all(document.labels for document in prepared.splits.corpus):
         answers["retrieval_alone"] = _retrieval_alone(prepared, outputs)
@@ -77,7 +77,9 @@ def measure_before(prepared: Prepared, say: Say) -> dict[str, Tensor]:
     return answers
 
 
-def measure_after(prepared: Prepared, checked: Outputs, say: Say, *, fallback: bool = True) -> dict[str, Tensor]:
+def measure_after(
+    prepared: Prepared, checked: Outputs, say: Say, *, fallback: bool = True
+) -> tuple[dict[str, Tensor], Outputs]:
     """Fit the fusion on validation, then ask the trained model without and with retrieval, on the test split.
 
     Args:
@@ -87,7 +89,7 @@ def measure_after(prepared: Prepared, checked: Outputs, say: Say, *, fallback: b
         fallback: whether validation also decides how far neighbours count that the model reads.
 
     Returns:
-        log-probabilities by arm, in nats.
+        log-probabilities by arm, in nats; and what the model gave for the test split as its fusion reads it.
     """
     from peft_rag.fusion.none import NoFusion
 
@@ -102,12 +104,12 @@ def measure_after(prepared: Prepared, checked: Outputs, say: Say, *, fallback: b
         model.gates[model.adapter] = choice.gate
         say(str(choice))
     alone = model.outputs(prepared.test, fusion=NoFusion(), progress="test")
-    answers = {"without_retrieval": alone.log_probs}
+    answers, given = {"without_retrieval": alone.log_probs}, alone
     if not isinstance(model.fusion, NoFusion):
-        reads = model.effective_fusion.reads_neighbours
-        fused = model.outputs(prepared.test, progress="test with neighbours") if reads else alone
-        answers["with_retrieval"] = model.fuse(fused, prepared.test, alone=alone)
-    return answers
+        if model.effective_fusion.reads_neighbours:
+            given = model.outputs(prepared.test, progress="test with neighbours")
+        answers["with_retrieval"] = model.fuse(given, prepared.test, alone=alone)
+    return answers, given
 
 
 def write_before(prepared: Prepared) -> dict[str, list[str]]:

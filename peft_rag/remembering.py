@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,7 +32,7 @@ def remember(model: RetrievalAugmentedModel, knowledge: Knowledge, progress: str
         outputs = model.outputs(Split(examples), fusion=NoFusion(), progress=progress)
         return {"features": outputs.features.float().numpy()}
 
-    features, kept = None, None
+    features, kept, begun = None, None, time.perf_counter()
     saved_as = model.saved_as.get(model.adapter)
     if fusion.needs_features and saved_as:
         judged = [list(one.spans) for one in examples if one.spans]
@@ -44,4 +45,5 @@ def remember(model: RetrievalAugmentedModel, knowledge: Knowledge, progress: str
     index = None
     if features is not None:
         index = feature_index(features, fusion.search, kept, progress and "graph of the corpus")
-    return Memory(task.targets(examples), features, decisions, index)
+    seconds = time.perf_counter() - begun
+    return Memory(task.targets(examples), features, decisions, index, seconds)

@@ -45,7 +45,7 @@ LAYERS = [
     {"attribution", "encoding", "reading", "explanation"},
     {"backbone", "methods"},
     {"knowledge", "language_model", "schema_writing", "writer"},
-    {"generation", "query_tower", "remembering"},
+    {"frozen_features", "generation", "query_tower", "remembering"},
     {"adapter_parts"},
     {"model"},
     {"card", "training"},

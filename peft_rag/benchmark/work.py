@@ -97,7 +97,14 @@ def measure_cell(spec: Mapping[str, Any]) -> Facts:
     """
     from peft_rag.artefact import artefact_bytes
     from peft_rag.benchmark.controls import control_arms, control_texts
-    from peft_rag.benchmark.costs import batched, latency, load_seconds, off_difference, peak_memory, tensor_bytes
+    from peft_rag.benchmark.costs import (
+        latency,
+        load_seconds,
+        off_difference,
+        peak_memory,
+        tensor_bytes,
+        tokens_per_second,
+    )
     from peft_rag.job import run
     from peft_rag.measuring import scored_texts
 
@@ -107,8 +114,9 @@ def measure_cell(spec: Mapping[str, Any]) -> Facts:
     def observe(prepared: Prepared, answers: Answers) -> None:
         costs.update(peak_memory())
         model, examples = prepared.model, prepared.test.examples
-        outputs, costs["tokens_per_second"] = batched(model, prepared.test, whole=model.fusion.needs_labels)
-        controls = control_arms(model, prepared.test, outputs, spec["controls"], spec["seed"])
+        costs["tokens_per_second"] = tokens_per_second(model, prepared.test)
+        assert answers.outputs is not None
+        controls = control_arms(model, prepared.test, answers.outputs, spec["controls"], spec["seed"])
         written = prepared.test.of(range(scored_texts(prepared)))
         texts = control_texts(model, written, spec["controls"], spec["seed"]) if len(written) else {}
         costs["latency_ms"] = latency(model, examples)

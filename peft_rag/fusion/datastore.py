@@ -41,12 +41,14 @@ class Memory:
         features: of the same decisions in the tuned backbone, ``(M, F)``; None in the retriever's space.
         decisions: how many each document takes; None where each takes one.
         index: what the features are searched in; each is compared where None.
+        seconds: that encoding the documents and making the index took.
     """
 
     targets: Tensor
     features: Tensor | None = None
     decisions: Decisions | None = None
     index: Index | None = None
+    seconds: float = 0.0
 
     def nearest(self, features: Tensor, k: int, exclude: Sequence[Collection[int]] | None = None) -> Neighbours:
         """Find the remembered decisions nearest to some features ``(R, F)``, by cosine.

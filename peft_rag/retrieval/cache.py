@@ -58,7 +58,10 @@ def cached(
 
 
 def cached_arrays(
-    folder: Path, about: Mapping[str, Any], compute: Callable[[], Mapping[str, NDArray[Any]]]
+    folder: Path,
+    about: Mapping[str, Any],
+    compute: Callable[[], Mapping[str, NDArray[Any]]],
+    sound: Callable[[Mapping[str, NDArray[Any]]], bool] | None = None,
 ) -> dict[str, NDArray[Any]]:
     """Return the arrays a folder keeps, memory-mapped and read-only, computing them first if need be; see `cached`.
 
@@ -66,16 +69,26 @@ def cached_arrays(
         folder: where they are kept.
         about: what the manifest says of them besides, as JSON.
         compute: gives the arrays by name.
+        sound: whether arrays that an earlier call kept are still right; they are computed anew if not.
     """
+    computed = False
+
+    def make() -> Mapping[str, NDArray[Any]]:
+        nonlocal computed
+        computed = True
+        return compute()
 
     def write(working: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
         for name, array in arrays.items():
             save_array(working / f"{name}.npy", array)
 
     def read(manifest: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-        return {name.removesuffix(".npy"): load_array(folder / name) for name in manifest["files"]}
+        arrays = {name.removesuffix(".npy"): load_array(folder / name) for name in manifest["files"]}
+        if sound is not None and not computed and not sound(arrays):
+            raise ValueError(f"what '{folder}' keeps is no longer so")
+        return arrays
 
-    return cached(folder, about, compute, write, read)
+    return cached(folder, about, make, write, read)
 
 
 def _write(folder: Path, about: Mapping[str, Any], write: Callable[[Path], None]) -> None:
