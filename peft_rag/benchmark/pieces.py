@@ -63,7 +63,9 @@ def search_piece(search: Search, folder: Path) -> Piece:
 
 
 def trial_pieces(study: Study, folder: Path) -> list[Piece]:
-    """Return the pieces of a study, one a trial."""
+    """Return the pieces of a study, one a trial; none where there is one setting, which needs no choosing."""
+    if len(study.points) == 1:
+        return []
     return [
         Piece(
             "trial",
@@ -160,7 +162,7 @@ def failure_header(piece: Piece, folder: Path) -> dict[str, Any]:
     if not isinstance(piece.work, Cell):
         return piece.header()
     trials = _results(trial_pieces(piece.work.study, folder))
-    return {**piece.header(), **_empty_cell(), "tuning": tuning_of(trials)}
+    return {**piece.header(), **_empty_cell(), "tuning": tuning_of(trials, choose(trials))}
 
 
 def _cell_spec(cell: Cell, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -168,14 +170,14 @@ def _cell_spec(cell: Cell, folder: Path) -> tuple[dict[str, Any], dict[str, Any]
     trials = _results(trial_pieces(cell.study, folder))
     if search["status"] != DONE:
         raise CannotRun(f"retrieval: {search['error']}")
-    chosen = choose(trials)
+    chosen = choose(trials) if trials else cell.study.points[0]
     if chosen is None:
         raise CannotRun(f"none of {len(trials)} trials ended well; the first: {trials[0]['error']}")
     settings = cell.settings(chosen)
     header = {
         "command": command_of(settings, f"runs/{cell.name}"),
         **_empty_cell(),
-        "tuning": tuning_of(trials),
+        "tuning": tuning_of(trials, chosen),
         "audit": search["audit"],
     }
     index = {name: search[name] for name in ("index_bytes", "index_seconds")}

@@ -87,8 +87,8 @@ def choose(trials: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     return chosen
 
 
-def tuning_of(trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what a cell's file says of its trials."""
+def tuning_of(trials: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what a cell's file says of its trials and of the settings taken."""
     listed = [
         {
             "settings": trial["settings"],
@@ -98,7 +98,7 @@ def tuning_of(trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         }
         for trial in trials
     ]
-    return {"trials": listed, "chosen": choose(trials)}
+    return {"trials": listed, "chosen": chosen}
 
 
 def write_failure(path: Path, header: Mapping[str, Any], error: str, made: Mapping[str, Any], seconds: float) -> None:
