@@ -34,6 +34,7 @@ class Pace:
         seconds: of one example's forward pass by label of the fusion that reads neighbours beside it; its own text
             alone under the empty label.
         writing: seconds that writing the texts of one arm takes; 0 where the task writes none.
+        probes: whether the head is fitted to features of the training examples.
     """
 
     train: int
@@ -42,6 +43,7 @@ class Pace:
     documents: int
     seconds: dict[str, float]
     writing: float = 0.0
+    probes: bool = True
 
 
 def estimate(pieces: Iterable[Piece]) -> float:
@@ -63,12 +65,13 @@ def _expected(piece: Piece, pace: Pace) -> float:
     label = piece.work.fusion.label if isinstance(piece.work, Cell) else ""
     each = pace.seconds.get(label, plain)
     batch = int(as_run(setting.settings).training.get("per_device_train_batch_size", _BATCH))
-    trained = _STEP * batch * setting.suite.budget.max_steps + 2 * pace.train + _EVALUATIONS * pace.validation
+    trained = _STEP * batch * setting.suite.budget.max_steps + _EVALUATIONS * pace.validation
+    trained += pace.train if pace.probes else 0  # its tuned features; those of the frozen backbone are kept
     if not isinstance(piece.work, Cell):
         return _START + each * trained
     reads = label in pace.seconds
-    passes = 3 + len(setting.suite.controls) if reads else 2
-    encoded = pace.test + (0 if reads else 2 * pace.documents)
+    passes = 1 + len(setting.suite.controls) if reads else 0
+    encoded = pace.test + (0 if reads else pace.documents)
     arms = 2 if piece.work.fusion.name == NO_FUSION else 3
     return 2 * _START + each * (trained + passes * pace.test) + plain * encoded + arms * pace.writing
 
@@ -97,7 +100,8 @@ def _measure(setting: Setting) -> Pace:
     if isinstance(task, Generation):
         written = min(task.scored, len(splits.test))
         writing = written * task.target_length * _forward(backbone, [text[:1] for text in texts], config.max_length)
-    return Pace(len(splits.train), len(splits.validation), len(splits.test), len(splits.corpus), seconds, writing)
+    sizes = (len(splits.train), len(splits.validation), len(splits.test), len(splits.corpus))
+    return Pace(*sizes, seconds, writing, probes=task.probes and not task.appends)
 
 
 def _forward(backbone: Backbone, texts: Sequence[str], max_length: int) -> float:

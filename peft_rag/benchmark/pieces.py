@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -162,7 +162,11 @@ def failure_header(piece: Piece, folder: Path) -> dict[str, Any]:
     if not isinstance(piece.work, Cell):
         return piece.header()
     trials = _results(trial_pieces(piece.work.study, folder))
-    return {**piece.header(), **_empty_cell(), "tuning": tuning_of(trials, choose(trials))}
+    return {**piece.header(), **_empty_cell(), "tuning": tuning_of(trials, _chosen(piece.work.study, trials))}
+
+
+def _chosen(study: Study, trials: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    return choose(trials) if trials else study.points[0]
 
 
 def _cell_spec(cell: Cell, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -170,7 +174,7 @@ def _cell_spec(cell: Cell, folder: Path) -> tuple[dict[str, Any], dict[str, Any]
     trials = _results(trial_pieces(cell.study, folder))
     if search["status"] != DONE:
         raise CannotRun(f"retrieval: {search['error']}")
-    chosen = choose(trials) if trials else cell.study.points[0]
+    chosen = _chosen(cell.study, trials)
     if chosen is None:
         raise CannotRun(f"none of {len(trials)} trials ended well; the first: {trials[0]['error']}")
     settings = cell.settings(chosen)

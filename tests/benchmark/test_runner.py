@@ -80,6 +80,18 @@ def test_pieces_run_in_order_once_and_nothing_is_left_for_a_second_run(
     assert said[-1] == "2 of 2 cells are done; 0 trials to go before the rest"
 
 
+def test_one_setting_is_taken_untried(toy_suite: MakeSuite, stand_in: Callable[..., Path], tmp_path: Path) -> None:
+    log, plan = stand_in(), small(toy_suite, budget={"max_steps": 6, "trials": 1})
+    run_plan(plan, tmp_path, lambda line: None)
+    cells = ["kinds-head-knn-s0.json", "kinds-lora-knn-s0.json"]
+    assert log.read_text().split() == ["kinds-s0.json", *cells]
+    for name, rate in zip(cells, (0.001, 0.002), strict=True):
+        result = read_result(tmp_path / name)
+        assert result is not None
+        assert result["tuning"]["trials"] == []
+        assert result["tuning"]["chosen"]["learning_rate"] == rate
+
+
 def test_what_another_runner_did_meanwhile_is_neither_removed_nor_done_again(
     toy_suite: MakeSuite, stand_in: Callable[..., Path], tmp_path: Path
 ) -> None:
