@@ -139,7 +139,8 @@ def test_unknown_name_and_split_suggest_the_nearest():
     with pytest.raises(DataError) as caught:
         read_records("demo:wiki-topic/train")
     assert str(caught.value) == (
-        "no demo data set 'wiki-topic'. Did you mean 'wiki-topics'? There are: dialogues, wiki-hidden, wiki-long, wiki-topics."
+        "no demo data set 'wiki-topic'. Did you mean 'wiki-topics'? There are: dialogues, wiki-hidden, wiki-long, "
+        "wiki-topics."
     )
     with pytest.raises(DataError) as caught:
         read_records("demo:wiki-topics/trian")

@@ -1,11 +1,18 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from peft_rag.benchmark.plan import make_plan
+from peft_rag.benchmark.sources import expand
 from peft_rag.benchmark.suite import read_suite, suite_from_mapping
 from peft_rag.errors import ConfigError, PeftRagError
+from peft_rag.slices import split_slice
+
+ROOT = Path(__file__).parent.parent.parent
+SUITES = sorted([*ROOT.glob("benchmarks/suites/*.yaml"), *ROOT.glob("examples/benchmark-*.yaml")])
 
 
 def test_suite_is_read_with_labels_and_defaults(mapping: dict[str, Any]) -> None:
@@ -52,3 +59,28 @@ def test_mistake_in_a_suite_is_one_line_that_says_what_to_do(
 def test_missing_suite_file_is_named() -> None:
     with pytest.raises(ConfigError, match=r"'nowhere.yaml' does not exist"):
         read_suite("nowhere.yaml")
+
+
+@pytest.mark.parametrize("path", SUITES, ids=lambda path: path.stem)
+def test_stored_suite_names_nothing_that_is_not_there(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PEFT_RAG_DATA", str(tmp_path))
+    suite = read_suite(path)
+    assert suite.name in path.stem
+    for source in (source for data in suite.data for source in data.sources.values() if "$" in source):
+        file = Path(split_slice(expand(source))[0])
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    plan = make_plan(suite)
+    rows = len(suite.methods) * len(suite.fusions) * len(suite.seeds) * sum(len(data.shots) for data in suite.data)
+    assert sum(1 + len(cell.covers) for cell in plan.cells) == rows
+
+
+@pytest.mark.parametrize(
+    "path", sorted(ROOT.glob("benchmarks/results/*/suite.yaml")), ids=lambda path: path.parent.name
+)
+def test_stored_results_are_described_and_can_be_run_again(path: Path) -> None:
+    page = (ROOT / "benchmarks/README.md").read_text(encoding="utf-8")
+    assert f"results/{path.parent.name}/report.md" in page
+    assert (ROOT / f"benchmarks/suites/{path.parent.name}.yaml").is_file()
