@@ -85,7 +85,7 @@ def _key(model: RetrievalAugmentedModel, rows: Sequence[dict[str, Any]]) -> str:
         model.source.fingerprint,
         [model.device.type, str(backbone.dtype), torch.__version__],
         [type(task).__module__, type(task).__qualname__, task.to_dict()],
-        [{name: value for name, value in row.items() if name != READ} for row in rows],
+        [sha256_of_json({name: value for name, value in row.items() if name != READ}) for row in rows],
     ]
     return sha256_of_json(facts).removeprefix("sha256:")
 
