@@ -11,13 +11,12 @@ from peft_rag.benchmark.report.grids import Grid, controls_grid, costs_grid, mcn
 from peft_rag.benchmark.report.page_data import page_data
 from peft_rag.benchmark.report.page_tables import cells_table, grid_table, ranks_table
 from peft_rag.benchmark.report.results import Results
-from peft_rag.benchmark.report.shapes import shapes
+from peft_rag.benchmark.report.shapes import colours, shapes
 from peft_rag.benchmark.report.words import EXPLANATIONS, findings, seeds_in_words, setting_name
 from peft_rag.pages.document import document, static
 from peft_rag.pages.markup import Markup, element, embedded_json, fragment
 
 _HOW_TO_READ = "Cheaper is further left, better is higher; the dotted line joins the rows that nothing beats."
-_COLOURS = 10
 
 
 def page(results: Results, tables: Sequence[Table]) -> str:
@@ -71,7 +70,7 @@ def _header(results: Results, tables: Sequence[Table]) -> Markup:
 
 
 def _filters(results: Results, tables: Sequence[Table]) -> Markup:
-    methods = sorted({row.key.method for row in results.rows})
+    methods = colours(row.key.method for row in results.rows)
     fusions = shapes(row.key.fusion for row in results.rows)
     return element(
         "form",
@@ -81,7 +80,7 @@ def _filters(results: Results, tables: Sequence[Table]) -> Markup:
             element(
                 "div",
                 _choices("Data set", "setting", [(setting_name(one.setting), one.label, None) for one in tables]),
-                _choices("Method", "method", [(name, name, _swatch(place)) for place, name in enumerate(methods)]),
+                _choices("Method", "method", [(name, name, _swatch(methods[name])) for name in sorted(methods)]),
                 _choices("Fusion", "fusion", [(name, name, _shape(fusions[name])) for name in sorted(fusions)]),
                 element("button", "Show all", type="reset"),
                 class_="choices",
@@ -106,8 +105,8 @@ def _choices(title: str, name: str, choices: Sequence[tuple[str, str, Markup | N
     return element("fieldset", element("legend", title), *boxes)
 
 
-def _swatch(place: int) -> Markup:
-    return element("i", class_=f"swatch c{place % _COLOURS}", aria_hidden="true")
+def _swatch(number: int) -> Markup:
+    return element("i", class_=f"swatch c{number}", aria_hidden="true")
 
 
 def _shape(place: int) -> Markup:

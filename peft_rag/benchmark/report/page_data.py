@@ -8,14 +8,14 @@ from typing import Any
 from peft_rag.benchmark.report.analysis import Result, Table
 from peft_rag.benchmark.report.costs import BY_NAME, PLOTTED
 from peft_rag.benchmark.report.results import Results
-from peft_rag.benchmark.report.shapes import shapes
+from peft_rag.benchmark.report.shapes import colours, shapes
 from peft_rag.benchmark.report.words import cost, percent, setting_name, with_deviation
 
 
 def page_data(results: Results, tables: Sequence[Table]) -> dict[str, Any]:
-    """Return rows with quality and costs by setting, methods in the order of their colours, and fusions' marks."""
+    """Return rows with quality and costs by setting, methods' colours and fusions' marks."""
     return {
-        "methods": sorted({row.key.method for row in results.rows}),
+        "colours": colours(row.key.method for row in results.rows),
         "shapes": shapes(row.key.fusion for row in results.rows),
         "costs": [{"name": name, "title": BY_NAME[name].title, "unit": BY_NAME[name].unit} for name in PLOTTED],
         "settings": [_setting(table) for table in tables],

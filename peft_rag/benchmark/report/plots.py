@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from peft_rag.benchmark.report.analysis import Result, Table
 from peft_rag.benchmark.report.costs import BY_NAME, PLOTTED, pareto_front
-from peft_rag.benchmark.report.shapes import MARKERS, shapes
+from peft_rag.benchmark.report.labels import Point, label_points
+from peft_rag.benchmark.report.shapes import COLOURS, MARKERS, colours, shapes
 from peft_rag.benchmark.report.words import amount, setting_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_COLOURS = (
-    *("#6b7280", "#c8372d", "#d97706", "#0e8a66", "#2563eb"),
-    *("#8b3fd1", "#0891b2", "#c026a0", "#6a8f14", "#8a5a3b"),
-)
 _DOTS_PER_INCH = 200
 _WIDE = 20.0
 _LONGEST_NAME = 40
+_IN_MINUTES = 120.0
+_MOST_TICKS = 6
+_TIME_STEPS = (60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 28800)
+"""Seconds."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,8 @@ class _Look:
     @classmethod
     def of(cls, results: Iterable[Result]) -> _Look:
         keys = [one.row.key for one in results]
-        methods = sorted({key.method for key in keys})
         return cls(
-            {method: _COLOURS[place % len(_COLOURS)] for place, method in enumerate(methods)},
+            {method: COLOURS[number] for method, number in colours(key.method for key in keys).items()},
             {fusion: MARKERS[number] for fusion, number in shapes(key.fusion for key in keys).items()},
         )
 
@@ -67,20 +68,27 @@ def _pareto_figure(table: Table, results: Sequence[Result], look: _Look) -> Figu
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 8), layout="constrained")
-    for axes, name in zip(figure.subplots(2, 2, sharey=True).flat, PLOTTED, strict=True):
-        measured = [one for one in results if name in one.costs]
-        _pareto(axes, table.metric, name, measured, look)
+    plotted = list(zip(figure.subplots(2, 2, sharey=True).flat, PLOTTED, strict=True))
+    marks = [
+        _pareto(axes, table.metric, name, [one for one in results if name in one.costs], look) for axes, name in plotted
+    ]
     figure.suptitle(f"{_plain(table.label)}: {_plain(table.metric)} in percent")
     _legend(figure, results, look)
+    figure.draw_without_rendering()
+    for (axes, _), (front, points) in zip(plotted, marks, strict=True):
+        label_points(axes, front, points)
     return figure
 
 
-def _pareto(axes: Axes, metric: str, name: str, results: Sequence[Result], look: _Look) -> None:
+def _pareto(
+    axes: Axes, metric: str, name: str, results: Sequence[Result], look: _Look
+) -> tuple[dict[str, Point], list[Point]]:
+    """Plot quality against a cost; return the points of the front by what is written at them, and all points."""
     at = {one.row.label: (one.costs[name], 100 * one.metrics[metric].mean) for one in results}
     front = pareto_front({one.row.label: at[one.row.label] for one in results if one.row.complete})
     positive = [cost for cost, _ in at.values() if cost > 0]
     if positive and max(positive) > _WIDE * min(positive):
-        axes.set_xscale("symlog", linthresh=min(positive) / 2)
+        _log_scale(axes, min(positive), max(positive))
     for one in results:
         label = one.row.label
         filled = look.colour(one) if one.row.complete else "none"
@@ -96,12 +104,31 @@ def _pareto(axes: Axes, metric: str, name: str, results: Sequence[Result], look:
     if front:
         costs, values = zip(*(at[label] for label in front), strict=True)
         axes.step(costs, values, where="post", color="#333333", linestyle=":", linewidth=1)
-    for label in front:
-        axes.annotate(_plain(label), at[label], xytext=(6, -10), textcoords="offset points", fontsize=8)
     cost = BY_NAME[name]
+    if cost.unit == "seconds" and axes.get_xscale() == "linear":
+        _ticks_at_whole_minutes(axes, max(positive, default=0.0))
     axes.xaxis.set_major_formatter(lambda value, place: amount(value, cost.unit))
     axes.set_xlabel(cost.title)
     axes.grid(alpha=0.25)
+    return {_plain(label): at[label] for label in front}, list(at.values())
+
+
+def _log_scale(axes: Axes, least: float, most: float) -> None:
+    """Put costs of several orders on an axis on which 0 has a place too."""
+    from matplotlib.ticker import FixedLocator
+
+    axes.set_xscale("symlog", linthresh=least / 2)
+    powers = range(math.ceil(math.log10(least / 2)), math.floor(math.log10(most)) + 1)
+    axes.xaxis.set_major_locator(FixedLocator([0, *(10.0**power for power in powers)]))
+
+
+def _ticks_at_whole_minutes(axes: Axes, longest: float) -> None:
+    """Let ticks stand where amounts are round, for times that are written in minutes."""
+    from matplotlib.ticker import MultipleLocator
+
+    if longest >= _IN_MINUTES:
+        step = next((step for step in _TIME_STEPS if longest <= _MOST_TICKS * step), _TIME_STEPS[-1])
+        axes.xaxis.set_major_locator(MultipleLocator(step))
 
 
 def _interval_figure(table: Table, results: Sequence[Result], look: _Look) -> Figure:

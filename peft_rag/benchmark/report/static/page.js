@@ -3,7 +3,6 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const form = document.getElementById("filters");
   const tip = document.getElementById("tip");
-  const COLOURS = 10;
 
   // ---- what is shown -------------------------------------------------------------------------------------------
 
@@ -41,7 +40,7 @@
     made.append(...children);
     return made;
   }
-  const colour = (row) => `c${data.methods.indexOf(row.method) % COLOURS}`;
+  const colour = (row) => `c${data.colours[row.method]}`;
   const PATHS = [
     (r) => `M${-r},0a${r},${r} 0 1,0 ${2 * r},0a${r},${r} 0 1,0 ${-2 * r},0`,
     (r) => `M0,${-1.2 * r}L${1.15 * r},${0.9 * r}H${-1.15 * r}Z`,
