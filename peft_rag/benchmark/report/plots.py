@@ -22,7 +22,7 @@ _DOTS_PER_INCH = 200
 _WIDE = 20.0
 _LONGEST_NAME = 40
 _IN_MINUTES = 120.0
-_MOST_TICKS = 6
+_MOST_TICKS = 5
 _TIME_STEPS = (60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 28800)
 """Seconds."""
 
@@ -105,8 +105,10 @@ def _pareto(
         costs, values = zip(*(at[label] for label in front), strict=True)
         axes.step(costs, values, where="post", color="#333333", linestyle=":", linewidth=1)
     cost = BY_NAME[name]
-    if cost.unit == "seconds" and axes.get_xscale() == "linear":
-        _ticks_at_whole_minutes(axes, max(positive, default=0.0))
+    if axes.get_xscale() == "linear":
+        axes.locator_params(axis="x", nbins=_MOST_TICKS)
+        if cost.unit == "seconds":
+            _ticks_at_whole_minutes(axes, max(positive, default=0.0))
     axes.xaxis.set_major_formatter(lambda value, place: amount(value, cost.unit))
     axes.set_xlabel(cost.title)
     axes.grid(alpha=0.25)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import cycle
 
-from peft_rag.benchmark.report.results import NONE
+from peft_rag.benchmark.report.results import ALONE, NONE
 
 _ALWAYS = (NONE, "knn", "concat")
-_COMMON = ("head", "lora", "adapter", "bitfit", "ia3", "prompt-tuning", "full")
+_COMMON = ("head", "lora", "adapter", "bitfit", "ia3", "prompt-tuning", "full", ALONE)
 MARKERS = ("o", "^", "s", "D", "v", "P", "p")
 """The marks, as matplotlib calls them; the page draws the same in ``page.js`` and ``page.css``."""
 

@@ -30,10 +30,10 @@ def test_page_draws_as_many_marks_as_plots_have() -> None:
 
 
 def test_methods_are_told_apart_and_the_common_ones_look_the_same_everywhere() -> None:
-    common = ["full", "ia3", "head", "lora", "bitfit", "adapter", "prompt-tuning"]
+    common = ["full", "ia3", "head", "lora", "bitfit", "adapter", "prompt-tuning", "retrieval alone"]
     alone = {name: colours([name])[name] for name in common}
-    assert sorted(alone.values()) == list(range(7))
-    assert colours([*common, "retrieval alone", "dora"]) == alone | {"dora": 7, "retrieval alone": 8}
+    assert sorted(alone.values()) == list(range(8))
+    assert colours([*common, "vera", "dora"]) == alone | {"dora": 8, "vera": 9}
     assert colours(["vera", "lora"]) == {"lora": 1, "vera": 0}
 
 
