@@ -105,15 +105,15 @@ def test_leaks_are_found_by_place_in_the_test_split(
 def test_trial_that_diverges_says_so_and_a_cell_without_trials_cannot_run(toy_suite: MakeSuite, tmp_path: Path) -> None:
     from peft_rag.benchmark.pieces import CannotRun
 
-    wild = {"learning_rate": [1e30], "optim": ["sgd"], "max_grad_norm": [0.0]}
-    suite = toy_suite(methods=[{"name": "lora", "search": wild}], budget={"max_steps": 6, "trials": 1})
+    wild = {"learning_rate": [1e30, 1e29], "optim": ["sgd"], "max_grad_norm": [0.0]}
+    suite = toy_suite(methods=[{"name": "lora", "search": wild}], budget={"max_steps": 6, "trials": 2})
     piece = cell_piece(make_plan(suite).cells[0], tmp_path)
-    search, trial = needed_by(piece, tmp_path)
+    search, *trials = needed_by(piece, tmp_path)
     assert finish(search, tmp_path)["status"] == "done"
-    result = finish(trial, tmp_path)
-    assert result["status"] == "diverged"
-    assert "loss is" in result["error"]
-    with pytest.raises(CannotRun, match=r"none of 1 trials ended well; the first: the (validation )?loss is"):
+    for result in (finish(trial, tmp_path) for trial in trials):
+        assert result["status"] == "diverged"
+        assert "loss is" in result["error"]
+    with pytest.raises(CannotRun, match=r"none of 2 trials ended well; the first: the (validation )?loss is"):
         spec_of(piece, tmp_path)
 
 
