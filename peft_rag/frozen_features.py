@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from peft_rag.model import RetrievalAugmentedModel
 
 _BATCH = 64
+_UNREAD = (READ, "labels")
+"""Keys of an encoded example that the backbone does not read."""
+
 _CHECKED = 4
 _TOLERANCE = 1e-2
 """Of the largest number among the features: what half precision rounds is below, another way to pool is above."""
@@ -44,9 +47,7 @@ def frozen_outputs(
         fusion: how inputs are read; `RetrievalAugmentedModel.effective_fusion` where None.
         progress: what the progress bar says; no bar if empty.
     """
-    rows = [
-        {name: value for name, value in row.items() if name != "labels"} for row in model.encode(split, fusion=fusion)
-    ]
+    rows = model.encode(split, fusion=fusion)
     decisions = Decisions.on(model.task, split.examples)
     with model.disable_adapter():
         if not _can_keep(model, rows, decisions):
@@ -59,9 +60,8 @@ def frozen_outputs(
 
 
 def _can_keep(model: RetrievalAugmentedModel, rows: Sequence[dict[str, Any]], decisions: Decisions) -> bool:
-    judged_by_head = model.task.probes and not model.task.appends
     several = any(PASSAGES in row for row in rows)
-    return sum(decisions.counts) > 0 and judged_by_head and model.fusion_module is None and not several
+    return sum(decisions.counts) > 0 and model.task.probes and model.fusion_module is None and not several
 
 
 def _kept_features(
@@ -85,7 +85,7 @@ def _key(model: RetrievalAugmentedModel, rows: Sequence[dict[str, Any]]) -> str:
         model.source.fingerprint,
         [model.device.type, str(backbone.dtype), torch.__version__],
         [type(task).__module__, type(task).__qualname__, task.to_dict()],
-        [sha256_of_json({name: value for name, value in row.items() if name != READ}) for row in rows],
+        [sha256_of_json({name: value for name, value in row.items() if name not in _UNREAD}) for row in rows],
     ]
     return sha256_of_json(facts).removeprefix("sha256:")
 

@@ -101,7 +101,7 @@ def _measure(setting: Setting) -> Pace:
         written = min(task.scored, len(splits.test))
         writing = written * task.target_length * _forward(backbone, [text[:1] for text in texts], config.max_length)
     sizes = (len(splits.train), len(splits.validation), len(splits.test), len(splits.corpus))
-    return Pace(*sizes, seconds, writing, probes=task.probes and not task.appends)
+    return Pace(*sizes, seconds, writing, probes=task.probes)
 
 
 def _forward(backbone: Backbone, texts: Sequence[str], max_length: int) -> float:

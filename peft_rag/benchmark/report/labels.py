@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -50,14 +50,14 @@ _PLACES = [
 """Nearest first; the first that is free is taken."""
 
 
-def label_points(axes: Axes, names: Mapping[str, Point], marks: Iterable[Point] = ()) -> None:
+def label_points(axes: Axes, names: Iterable[tuple[str, Point]], marks: Iterable[Point] = ()) -> None:
     """Write a name beside each point, in the nearest place inside the frame that hides no other name and no mark.
 
     A line leads to a name that is not beside its point. Where every place hides something the nearest is taken.
 
     Args:
         axes: of a figure whose layout is final, drawn once.
-        names: what is written, by where its point lies in data coordinates.
+        names: what is written, and where its point lies in data coordinates.
         marks: points that are to be seen.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -68,7 +68,7 @@ def label_points(axes: Axes, names: Mapping[str, Point], marks: Iterable[Point] 
     renderer = FigureCanvasAgg(figure).get_renderer()
     half = _MARK * renderer.dpi / _INCH
     seen = [Bbox.from_extents(x - half, y - half, x + half, y + half) for x, y in map(axes.transData.transform, marks)]
-    for name, point in names.items():
+    for name, point in names:
         text = axes.annotate(name, point, xytext=(0, 0), textcoords="offset points", fontsize=8)
         text.set_in_layout(False)
         boxes = []

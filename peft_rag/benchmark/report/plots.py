@@ -82,8 +82,8 @@ def _pareto_figure(table: Table, results: Sequence[Result], look: _Look) -> Figu
 
 def _pareto(
     axes: Axes, metric: str, name: str, results: Sequence[Result], look: _Look
-) -> tuple[dict[str, Point], list[Point]]:
-    """Plot quality against a cost; return the points of the front by what is written at them, and all points."""
+) -> tuple[list[tuple[str, Point]], list[Point]]:
+    """Plot quality against a cost; return what is written at the points of the front, and all points."""
     at = {one.row.label: (one.costs[name], 100 * one.metrics[metric].mean) for one in results}
     front = pareto_front({one.row.label: at[one.row.label] for one in results if one.row.complete})
     positive = [cost for cost, _ in at.values() if cost > 0]
@@ -112,7 +112,7 @@ def _pareto(
     axes.xaxis.set_major_formatter(lambda value, place: amount(value, cost.unit))
     axes.set_xlabel(cost.title)
     axes.grid(alpha=0.25)
-    return {_plain(label): at[label] for label in front}, list(at.values())
+    return [(_plain(label), at[label]) for label in front], list(at.values())
 
 
 def _log_scale(axes: Axes, least: float, most: float) -> None:

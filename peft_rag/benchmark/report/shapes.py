@@ -40,4 +40,4 @@ def colours(methods: Iterable[str]) -> dict[str, int]:
     wanted = set(methods)
     numbers = {name: place for place, name in enumerate(_COMMON) if name in wanted}
     free = [place for place in range(len(COLOURS)) if place not in numbers.values()]
-    return numbers | dict(zip(sorted(wanted - set(_COMMON)), cycle(free or range(len(COLOURS)))))
+    return numbers | dict(zip(sorted(wanted - set(_COMMON)), cycle(free)))

@@ -17,7 +17,7 @@ def written(points: dict[str, tuple[float, float]]) -> tuple[Figure, list[Any], 
     axes = figure.subplots()
     axes.scatter(*zip(*points.values(), strict=True))
     figure.draw_without_rendering()
-    label_points(axes, points, points.values())
+    label_points(axes, points.items(), points.values())
     boxes = [text.get_window_extent() for text in axes.texts if text.get_text()]
     marks = [axes.transData.transform(point) for point in points.values()]
     return figure, boxes, marks
