@@ -8,20 +8,20 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from peft_rag.benchmark.filters import passing
 from peft_rag.benchmark.sources import content_hashes, why_absent
 from peft_rag.benchmark.space import Settings, search_space, trial_points
 from peft_rag.benchmark.suite import NO_FUSION, DataSet, Entry, Suite
 from peft_rag.errors import ConfigError, DataError
 from peft_rag.files import sha256_of_json
 from peft_rag.parts import make_part
-from peft_rag.registry import FUSIONS, load, suggest
+from peft_rag.registry import FUSIONS, load
 
 if TYPE_CHECKING:
     from peft_rag.config import RunConfig
     from peft_rag.fusion.base import Fusion
 
 FORMAT = 1
-FILTERS = ("dataset", "shots", "backbone", "method", "fusion", "seed")
 
 
 @dataclass(frozen=True)
@@ -206,11 +206,11 @@ def make_plan(suite: Suite, only: Mapping[str, frozenset[str]] | None = None, *,
 
     Args:
         suite: the suite.
-        only: values that a cell must have, by filter (`FILTERS`); all cells by default.
+        only: values that a cell must have (`filters.read_filter`); all cells by default.
         require_data: raise where a data set is absent, instead of leaving it out.
 
     Raises:
-        DataError: a data set is absent, and it is required or the only one.
+        DataError: a data set is absent, and it is required, the only one or asked for.
         ConfigError: an option, a search space or a filter cannot be used.
     """
     skipped = {data.name: why for data in suite.data if (why := why_absent(data))}
@@ -233,31 +233,7 @@ def make_plan(suite: Suite, only: Mapping[str, frozenset[str]] | None = None, *,
         for method in suite.methods
     ]
     _check_cells(cells)
-    chosen = tuple(cell for cell in cells if _wanted(cell, only or {}))
-    if not chosen:
-        raise ConfigError("no cell of the suite passes --only. --dry-run without it lists all cells.")
-    return Plan(suite, chosen, skipped)
-
-
-def read_filter(text: str) -> dict[str, frozenset[str]]:
-    """Read ``method=lora,dataset=wiki-topics``; a name given twice takes either value.
-
-    >>> sorted(read_filter("method=lora,method=head,seed=0")["method"])
-    ['head', 'lora']
-
-    Raises:
-        ConfigError: a name is unknown, or a pair has no value.
-    """
-    wanted: dict[str, frozenset[str]] = {}
-    for pair in filter(None, text.split(",")):
-        name, _, value = pair.partition("=")
-        if name not in FILTERS or not value:
-            raise ConfigError(
-                f"--only '{pair}' is no filter.{suggest(name, list(FILTERS))} Write NAME=VALUE, separated by commas, "
-                f"with a name of: {', '.join(FILTERS)}."
-            )
-        wanted[name] = wanted.get(name, frozenset()) | {value}
-    return wanted
+    return Plan(suite, tuple(passing(cells, only or {}, skipped)), skipped)
 
 
 def as_run(settings: Mapping[str, Any]) -> RunConfig:
@@ -317,10 +293,6 @@ def _check_cells(cells: list[Cell]) -> None:
             for point in cell.study.points:
                 options = as_run(cell.settings(point)).part_options("method")
                 build_config(resolve(entry.name), entry.name, options)
-
-
-def _wanted(cell: Cell, only: Mapping[str, frozenset[str]]) -> bool:
-    return all(str(cell.key[name]) in values for name, values in only.items())
 
 
 def _fingerprint(settings: Mapping[str, Any], data: DataSet, without: tuple[str, ...] = ()) -> str:

@@ -60,7 +60,8 @@ def add_to(commands: Any) -> None:
 
 
 def _run(known: argparse.Namespace, rest: Sequence[str]) -> None:
-    from peft_rag.benchmark.plan import make_plan, read_filter
+    from peft_rag.benchmark.filters import read_filter
+    from peft_rag.benchmark.plan import make_plan
     from peft_rag.benchmark.suite import read_suite
     from peft_rag.cli.progress import hold_back_chatter, say
     from peft_rag.errors import ConfigError

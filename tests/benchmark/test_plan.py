@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from peft_rag.benchmark.plan import make_plan, read_filter
+from peft_rag.benchmark.plan import make_plan
 from peft_rag.benchmark.suite import Suite, suite_from_mapping
 from peft_rag.errors import ConfigError, DataError, PeftRagError
 
@@ -38,15 +38,6 @@ def test_shots_and_further_backbones_are_in_the_name(toy_suite: MakeSuite, mappi
     suite = toy_suite(data=data, backbones=[*mapping["backbones"], "some/other-model"], seeds=[0], methods=["lora"])
     found = names(make_plan(suite))
     assert {"kinds-lora-knn-s0", "kinds-5shot-lora-knn-s0", "kinds-5shot-other-model-lora-knn-s0"} <= set(found)
-
-
-def test_filters_choose_cells(toy_suite: MakeSuite) -> None:
-    plan = make_plan(toy_suite(), read_filter("method=lora,fusion=knn,seed=1"))
-    assert names(plan) == ["kinds-lora-knn-s1"]
-    with pytest.raises(ConfigError, match=r"--only 'metod=lora' is no filter. Did you mean 'method'?"):
-        read_filter("metod=lora")
-    with pytest.raises(ConfigError, match="no cell of the suite passes --only"):
-        make_plan(toy_suite(), read_filter("method=bitfit"))
 
 
 def test_absent_data_is_left_out_with_a_reason_or_an_error(
