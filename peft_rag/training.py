@@ -48,6 +48,7 @@ _DEFAULTS: dict[str, Any] = {
     "save_total_limit": 2,
     "load_best_model_at_end": True,
     "logging_steps": 10,
+    "disable_tqdm": False,  # else transformers decides by how much it may say, and the command line lets it say little
     "report_to": "none",
     "dataloader_pin_memory": False,
     "ddp_find_unused_parameters": False,
@@ -184,6 +185,9 @@ class Progress(ProgressCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.bar:
             super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.set_description("training")
+            self.training_bar.unit, self.training_bar.leave = "step", False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.bar:
