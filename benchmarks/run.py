@@ -8,17 +8,22 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from peft_rag.cli import main
+from peft_rag.cli import INTERRUPTED, main
 
 SUITES = Path(__file__).parent / "suites"
 
 
 def run(words: list[str]) -> int:
-    """Run the suites named before the first flag, or all, and return the last status that is not 0."""
+    """Run the suites named before the first flag, or all, until one is interrupted; return the last status not 0."""
     first_flag = next((place for place, word in enumerate(words) if word.startswith("--")), len(words))
     names = words[:first_flag] or sorted(path.stem for path in SUITES.glob("*.yaml"))
-    statuses = [main(["benchmark", str(SUITES / f"{name}.yaml"), *words[first_flag:]]) for name in names]
-    return next((status for status in reversed(statuses) if status), 0)
+    last = 0
+    for name in names:
+        status = main(["benchmark", str(SUITES / f"{name}.yaml"), *words[first_flag:]])
+        if status == INTERRUPTED:
+            return status
+        last = status or last
+    return last
 
 
 if __name__ == "__main__":

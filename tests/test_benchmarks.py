@@ -13,10 +13,26 @@ from benchmarks.retrieval import table as retrieval
 from benchmarks.training import table as training
 from benchmarks.training.data import load
 from benchmarks.training.side import SIDES, Work, measure
+from peft_rag.cli import INTERRUPTED
 
 ROOT = Path(__file__).parents[1]
 TABLE = runpy.run_path(str(ROOT / "benchmarks/table.py"))
 RESULTS = TABLE["stored"]()
+
+
+def test_interrupted_suite_ends_the_stored_suites(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = runpy.run_path(str(ROOT / "benchmarks/run.py"))
+    statuses, asked = iter([2, 0, INTERRUPTED]), []
+
+    def command(words: list[str]) -> int:
+        asked.append((Path(words[1]).stem, *words[2:]))
+        return next(statuses)
+
+    monkeypatch.setitem(script["run"].__globals__, "main", command)
+    assert script["run"](["sst2", "wnut17", "--dry-run"]) == 2
+    assert asked == [("sst2", "--dry-run"), ("wnut17", "--dry-run")]
+    assert script["run"]([]) == INTERRUPTED
+    assert len(asked) == 3
 
 
 def block(page: str, marker: str) -> str:

@@ -54,7 +54,8 @@ class Piece:
             return {**common, "trial": {"study": self.work.name, "number": self.number}, "settings": settings}
         if isinstance(self.work, Search):
             return {**common, "search": self.work.name}
-        return {**common, "cell": self.work.key, "covers": list(self.work.covers)}
+        setting = {"setting_fingerprint": self.work.setting.fingerprint}
+        return {**common, **setting, "cell": self.work.key, "covers": list(self.work.covers)}
 
 
 def search_piece(search: Search, folder: Path) -> Piece:

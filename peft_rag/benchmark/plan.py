@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +58,11 @@ class Setting:
             "max_steps": self.suite.budget.max_steps,
         }
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Return a hash of what all results within have in common, whatever the row and the seed."""
+        return _fingerprint(self.settings, self.data)
+
 
 @dataclass(frozen=True)
 class Study:
@@ -75,8 +80,9 @@ class Study:
 
     @cached_property
     def points(self) -> list[Settings]:
-        """The settings that are tried, in order."""
-        return trial_points(search_space(self.method), self.setting.suite.budget.trials)
+        """The settings that are tried, in order; what suite or data set fix is not."""
+        fixed = {**self.setting.suite.options, **self.setting.data.options, **self.method.options}
+        return trial_points(search_space(replace(self.method, options=fixed)), self.setting.suite.budget.trials)
 
     def trial(self, number: int) -> Settings:
         """Return the run of one trial; the test split is not named, so that it cannot be read."""

@@ -17,7 +17,7 @@ from peft_rag.registry import GROUPS, describe
 
 _CORE = "peft_rag"
 _UNDECIDED = ("cli", "benchmark", "testing", "card", "results")
-_DECIDING = ("benchmark.work", "benchmark.controls", "benchmark.space")
+_DECIDING = ("benchmark.work", "benchmark.controls", "benchmark.costs")
 _DIGITS = 16
 
 
@@ -37,8 +37,8 @@ class Code:
 def loaded_sources(plugins: Iterable[str]) -> dict[str, str]:
     """Return a hash of every module that this process has loaded and that can decide a result, by module name.
 
-    Those are the modules of peft_rag, without its command line, reports and runner, and those of the plugins'
-    packages. A result stays valid as long as none of the modules that it was made with changes.
+    Those are the modules of peft_rag, without its command line, reports and runner but with what measures a cell, and
+    those of the plugins' packages. A result stays valid as long as none of the modules that it was made with changes.
 
     Args:
         plugins: top packages of the plugins in use.

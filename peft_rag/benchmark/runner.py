@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -32,6 +31,7 @@ from peft_rag.benchmark.provenance import about, all_sources_hash
 from peft_rag.benchmark.results import read_result, write_failure
 from peft_rag.benchmark.sources import without_places
 from peft_rag.errors import ConfigError
+from peft_rag.files import write_bytes
 
 Say = Callable[[str], None]
 
@@ -200,4 +200,4 @@ def keep_suite(source: Path, folder: Path) -> None:
     """Lay the suite's file beside its results."""
     folder.mkdir(parents=True, exist_ok=True)
     if source.resolve() != (folder / "suite.yaml").resolve():
-        shutil.copyfile(source, folder / "suite.yaml")
+        write_bytes(folder / "suite.yaml", source.read_bytes())

@@ -30,11 +30,12 @@ def main() -> int:
 
 def do(spec: Mapping[str, Any]) -> dict[str, Any]:
     """Do a piece of work and return its file's content; a failure is a content too."""
-    from peft_rag.benchmark.provenance import about, loaded_sources
+    from peft_rag.benchmark.provenance import about, all_sources_hash, loaded_sources
     from peft_rag.benchmark.work import WORK
     from peft_rag.errors import DivergedError
 
     started, begun = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), time.perf_counter()
+    code = all_sources_hash(spec["packages"])
     facts: dict[str, Any] = {}
     status, error = "done", ""
     try:
@@ -44,6 +45,8 @@ def do(spec: Mapping[str, Any]) -> dict[str, Any]:
     except Exception as caught:
         traceback.print_exc()
         status, error = "failed", f"{type(caught).__name__}: {_one_line(caught)}"
+    if all_sources_hash(spec["packages"]) != code:  # what is hashed below is not what has run
+        status, error, facts = "failed", "the code changed while it ran; run it again with --redo", {}
     made = about(spec["packages"]) | {"sources": loaded_sources(spec["packages"]), "started": started}
     return finished(spec["header"], status, error, made, time.perf_counter() - begun, facts)
 

@@ -11,6 +11,9 @@ from peft_rag.cli import backbone, benchmark, evaluate, index, plugins, predict,
 from peft_rag.cli.flags import split_part_options
 from peft_rag.errors import PeftRagError
 
+INTERRUPTED = 130
+"""Exit status of a command that was interrupted, as shells have it."""
+
 _DESCRIPTION = """\
 Tune a pretrained Transformer for your task without changing it: what is trained is small, what must be known is
 retrieved, and both are picked by name.
@@ -34,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()
         return 0

@@ -77,8 +77,10 @@ def _run(known: argparse.Namespace, rest: Sequence[str]) -> None:
         _dry_run(plan, folder, redo=known.redo)
         return
 
+    from peft_rag.benchmark.pieces import open_pieces
     from peft_rag.benchmark.runner import keep_suite, run_plan
 
+    open_pieces(plan, folder, redo=known.redo)  # refuses what no longer counts, before the suite beside it changes
     keep_suite(Path(known.suite), folder)
     run_plan(plan, folder, say, jobs=known.jobs, redo=known.redo)
     if not known.no_report:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 
+LOOKS = 4
+"""How often a run looks at validation, where its steps can be cut so."""
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -104,12 +107,18 @@ def settled(base: RunConfig, method: str, settings: Mapping[str, Any], fusion: s
 
 
 def looks(base: RunConfig, steps: int) -> Settings:
-    """Return how long a run is and when it looks at validation: up to four times, evenly, and at its end."""
+    """Return how long a run is and when it looks at validation: `LOOKS` times or about, evenly, and at its end."""
     settings: Settings = {"max_steps": steps}
     if not {"eval_strategy", "eval_steps", "save_strategy", "save_steps"} & set(base.training):
-        every = steps // next(times for times in (4, 3, 5, 2, 1) if steps % times == 0)
+        every = steps // next(times for times in (LOOKS, 3, 5, 2, 1) if steps % times == 0)
         settings |= {"eval_strategy": "steps", "eval_steps": every, "save_strategy": "steps", "save_steps": every}
     return settings
+
+
+def looks_within(base: RunConfig, steps: int) -> int:
+    """Return how often a run of so many steps looks at validation; 0 where its own settings decide that."""
+    every = looks(base, steps).get("eval_steps")
+    return steps // every if every else 0
 
 
 def survey(base: RunConfig, options: SearchOptions, say: Say) -> Survey:

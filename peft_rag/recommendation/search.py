@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 
 from peft_rag.benchmark.progress import in_words
 from peft_rag.benchmark.results import DONE
+from peft_rag.config import RunConfig
 from peft_rag.data import Splits
 from peft_rag.errors import ConfigError, TrainingError
-from peft_rag.recommendation.candidates import Candidate, Survey, with_fusion
+from peft_rag.recommendation.candidates import LOOKS, Candidate, Survey, looks_within, with_fusion
 from peft_rag.recommendation.choice import Standing, survivors
 from peft_rag.recommendation.options import SearchOptions
 from peft_rag.recommendation.schedule import Pace, Rung, fit, halving, shrink
@@ -147,11 +148,10 @@ class Search:
         trial = self.trials.run(candidate, _MEASURED)
         if trial.status != DONE:  # what it took says enough, and the rungs will say what is wrong
             return Pace(trial.seconds, trial.seconds)
-        step = trial.train_seconds / trial.steps
-        run = trial.seconds - trial.train_seconds
-        self.say(f"pace: {step:.2g} s a step and {run:.2g} s a run beside, measured with {candidate.method}")
+        pace = pace_of(trial, self.trials.base, len(self.survey.prepared.validation))
+        self.say(f"pace: {pace.step:.2g} s a step and {pace.run:.2g} s a run beside, measured with {candidate.method}")
         texts = _TEST_PASSES * len(splits.test) + len(splits.train)
-        return Pace(run, step, texts * trial.pass_seconds)
+        return replace(pace, test=texts * trial.pass_seconds)
 
     def _rung(self, entrants: Sequence[Standing], rung: Rung, later: Sequence[Rung], number: int) -> list[Standing]:
         """Train each entrant, the most promising first, as long as there is time; return those that were trained."""
@@ -188,7 +188,7 @@ class Search:
         """Keep the pace of the latest runs, a moving average over about five."""
         if trial.status != DONE:
             return
-        new = Pace(trial.seconds - trial.train_seconds, trial.train_seconds / trial.steps)
+        new = pace_of(trial, self.trials.base, len(self.survey.prepared.validation))
         old = self.pace or new
         self.pace = Pace(0.8 * old.run + 0.2 * new.run, 0.8 * old.step + 0.2 * new.step, old.test)
 
@@ -222,6 +222,21 @@ class Search:
     def _note(self, words: str) -> None:
         self.notes.append(words)
         self.say(f"note: {words}")
+
+
+def pace_of(trial: Trial, base: RunConfig, texts: int) -> Pace:
+    """Take a training apart: looks at validation are no part of a step, for a long run has as many as a short one.
+
+    Args:
+        trial: that ended well.
+        base: the run it was made from.
+        texts: of validation, whose pass was timed by itself; steps keep a tenth of the time whatever that says.
+    """
+    look = trial.pass_seconds * texts
+    seen = looks_within(base, trial.steps)
+    stepping = max(trial.train_seconds - seen * look, 0.1 * trial.train_seconds)
+    beside = trial.seconds - trial.train_seconds + (LOOKS * look if seen else 0.0)
+    return Pace(beside, stepping / trial.steps)
 
 
 def _rounds(rungs: Sequence[Rung]) -> str:

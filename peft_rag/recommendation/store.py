@@ -8,7 +8,7 @@ from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
-from peft_rag.benchmark.results import read_result, write_result
+from peft_rag.benchmark.results import FAILED, read_result, write_result
 from peft_rag.benchmark.sources import content_hashes
 from peft_rag.benchmark.suite import DataSet
 from peft_rag.config import RunConfig
@@ -22,7 +22,7 @@ _PLAN = "plan.json"
 
 
 class Store:
-    """The trials of a search, one file each, named by all that decides the result: settings, steps and data."""
+    """The trials of a search, one file each, named by all that decides it: settings, steps, fusions and data."""
 
     def __init__(self, folder: Path, base: RunConfig) -> None:
         self.folder, self.base = folder, base
@@ -30,14 +30,14 @@ class Store:
         self.data = content_hashes(DataSet(name="mine", test="", **sources))
 
     def read(self, candidate: Candidate, steps: int) -> Trial | None:
-        """Return a trial that was finished before; None where there is none.
+        """Return a trial that was finished before; None where there is none, or it failed, for lack of memory maybe.
 
         Raises:
             ArtefactError: its file is damaged.
         """
         path = self._path(candidate, steps)
         held = read_result(path)
-        if held is None:
+        if held is None or held["status"] == FAILED:
             return None
         try:
             answers = {name: _answered(given) for name, given in held.pop("answers").items()}
@@ -84,7 +84,8 @@ class Store:
     def _path(self, candidate: Candidate, steps: int) -> Path:
         run = candidate.config(self.base, steps).to_dict()
         decisive = {name: value for name, value in run.items() if name not in ("output", "resume", "test")}
-        key = sha256_of_json({"run": decisive, "data": self.data}).removeprefix("sha256:")
+        judged = {"run": decisive, "fusions": list(candidate.fusions), "data": self.data}
+        key = sha256_of_json(judged).removeprefix("sha256:")
         return self.folder / f"{key[:32]}.json"
 
 

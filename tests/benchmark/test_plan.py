@@ -26,6 +26,17 @@ def test_cells_go_seed_by_seed_and_none_rides_with_knn(toy_suite: MakeSuite) -> 
     assert [cell.covers for cell in plan.cells[:4]] == [("none",), ("none",), (), ()]
 
 
+def test_learning_rate_that_the_suite_or_a_data_set_gives_is_not_searched(
+    toy_suite: MakeSuite, mapping: dict[str, Any]
+) -> None:
+    given = toy_suite(options={**mapping["options"], "learning_rate": 5e-5})
+    data = {"kinds": {**mapping["data"]["kinds"], "options": {"learning_rate": 5e-5}}}
+    for suite in (given, toy_suite(data=data)):
+        cell = make_plan(suite).cells[0]
+        assert [list(point) for point in cell.study.points] == [["weight_decay"]] * 2
+        assert cell.settings(cell.study.points[1])["learning_rate"] == cell.study.trial(0)["learning_rate"] == 5e-5
+
+
 def test_none_is_a_cell_of_its_own_where_nothing_trains_as_it_does(toy_suite: MakeSuite) -> None:
     alone = make_plan(toy_suite(fusions=["none", "concat"], seeds=[0]))
     assert "kinds-lora-none-s0" in names(alone)

@@ -195,6 +195,19 @@ def test_dry_run_lists_cells_trials_and_time_and_runs_nothing(
     assert not (tmp_path / "out").exists()
 
 
+def test_refused_suite_leaves_the_one_beside_its_results_as_it_is(
+    mapping: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suite, folder = tmp_path / "suite.yaml", tmp_path / "out/toy"
+    suite.write_text(yaml.safe_dump(mapping))
+    folder.mkdir(parents=True)
+    (folder / "suite.yaml").write_text("# as it was\n")
+    (folder / "kinds-head-knn-s0.json").write_text('{"status": "done", "suite_fingerprint": "another"}')
+    assert main(["benchmark", str(suite), "--output", str(tmp_path / "out")]) == 2
+    assert "the suite or its data changed" in capsys.readouterr().err
+    assert (folder / "suite.yaml").read_text() == "# as it was\n"
+
+
 def test_mistake_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["benchmark", str(tmp_path / "none.yaml")]) == 2
     assert main(["benchmark", "x.yaml", "--jobs", "0"]) == 2

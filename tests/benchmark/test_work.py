@@ -125,6 +125,17 @@ def test_failure_is_a_result_with_its_error(toy_suite: MakeSuite, tmp_path: Path
     assert "60 documents, fewer than the 100 neighbours" in result["error"]
 
 
+def test_code_that_changes_while_a_piece_runs_makes_it_fail(
+    toy_suite: MakeSuite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashes = iter(["before", "after"])
+    monkeypatch.setattr("peft_rag.benchmark.provenance.all_sources_hash", lambda packages: next(hashes))
+    plan = make_plan(toy_suite(methods=["head"], seeds=[0]))
+    result = finish(needed_by(cell_piece(plan.cells[0], tmp_path), tmp_path)[0], tmp_path)
+    assert (result["status"], result["error"]) == ("failed", "the code changed while it ran; run it again with --redo")
+    assert "audit" not in result
+
+
 def test_best_trial_is_chosen_by_metric_then_loss_then_order() -> None:
     def trial(rate: float, accuracy: float, loss: float, status: str = "done") -> dict[str, Any]:
         about = {"settings": {"learning_rate": rate}, "status": status, "main_metric": "accuracy"}

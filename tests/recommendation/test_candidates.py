@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ from peft_rag.benchmark.suite import Entry
 from peft_rag.config import RunConfig, override
 from peft_rag.errors import ConfigError, RetrievalError
 from peft_rag.job import run
-from peft_rag.recommendation.candidates import looks, survey
+from peft_rag.recommendation.candidates import looks, looks_within, survey
 from peft_rag.recommendation.options import SearchOptions
+from peft_rag.recommendation.search import pace_of
+from peft_rag.recommendation.trial import Trial
 from tests.conftest import toy_records, write_jsonl
 
 MakeConfig = Callable[..., RunConfig]
@@ -100,4 +103,15 @@ def test_fusion_that_the_corpus_cannot_serve_is_left_out(make_config: MakeConfig
 def test_runs_look_at_validation_evenly_and_at_their_end(make_config: MakeConfig, steps: int, every: int) -> None:
     given = looks(make_config(), steps)
     assert (given["max_steps"], given["eval_steps"], given["save_steps"]) == (steps, every, every)
-    assert looks(override(make_config(), training={"eval_strategy": "epoch"}), steps) == {"max_steps": steps}
+    assert looks_within(make_config(), steps) == steps // every
+    own = override(make_config(), training={"eval_strategy": "epoch"})
+    assert (looks(own, steps), looks_within(own, steps)) == ({"max_steps": steps}, 0)
+
+
+def test_pace_of_a_step_holds_no_look_at_validation(make_config: MakeConfig) -> None:
+    # Two steps of 1 s, a look of 10 texts after each, 5 s of loading: a long run looks four times.
+    trial = Trial("done", 2, seconds=5 + 2 + 2 * 10 * 0.3, train_seconds=2 + 2 * 10 * 0.3, pass_seconds=0.3)
+    pace = pace_of(trial, make_config(), 10)
+    assert (pace.run, pace.step) == pytest.approx((5 + 4 * 10 * 0.3, 1.0))
+    assert pace_of(trial, override(make_config(), training={"eval_strategy": "no"}), 10).step == pytest.approx(4.0)
+    assert pace_of(replace(trial, pass_seconds=9.0), make_config(), 10).step == pytest.approx(0.1 * 4.0)

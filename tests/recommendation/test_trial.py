@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -89,9 +90,14 @@ def test_damaged_trial_and_plan_are_one_line(make_config: MakeConfig, tmp_path: 
     (tmp_path / "plan.json").write_text("{}")
     with pytest.raises(ArtefactError, match=r"plan.json' cannot be read"):
         store.read_plan([LORA], 30)
-    store.write(LORA, Trials(override(base, backbone="nowhere/at-all")).run(LORA, 2))
-    assert store.read(LORA, 2).status == "failed"  # type: ignore[union-attr]
-    path = next(path for path in tmp_path.glob("*.json") if path.name != "plan.json")
+    failed = Trials(override(base, backbone="nowhere/at-all")).run(LORA, 2)
+    assert failed.status == "failed"
+    store.write(LORA, failed)
+    assert store.read(LORA, 2) is None  # it is tried again
+    store.write(LORA, replace(failed, status="diverged"))
+    assert store.read(LORA, 2) == replace(failed, status="diverged")
+    assert store.read(replace(LORA, fusions=("none",)), 2) is None
+    path = next(path for path in tmp_path.glob("*.json") if '"diverged"' in path.read_text())
     path.write_text('{"status": "done"}')
     with pytest.raises(ArtefactError, match="cannot be read"):
         store.read(LORA, 2)

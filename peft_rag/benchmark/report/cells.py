@@ -75,7 +75,7 @@ class Cell:
     Attributes:
         path: of the file.
         suite: it belongs to.
-        fingerprint: of what in the suite decides it.
+        setting_fingerprint: of what in the suite decides every cell of its setting; empty where it is not known.
         setting: data set, shots and backbone.
         method, fusion, seed: the row and its repetition.
         external: whether the run is of another library.
@@ -97,7 +97,7 @@ class Cell:
 
     path: Path
     suite: str
-    fingerprint: str
+    setting_fingerprint: str
     setting: Setting
     method: str
     fusion: str
@@ -179,7 +179,7 @@ def _cell(path: Path, content: Mapping[str, Any]) -> Cell:
     return Cell(
         path=path,
         suite=content["suite"],
-        fingerprint=content.get("suite_fingerprint", ""),
+        setting_fingerprint=content.get("setting_fingerprint", ""),
         setting=Setting(key["dataset"], int(key["shots"]), key["backbone"]),
         method=key["method"],
         fusion=key["fusion"],

@@ -23,11 +23,10 @@ def notices(results: Results) -> list[str]:
         _listed("missing rows or seeds", results.missing),
         _listed("cells made with uncommitted changes in the sources", [cell.name for cell in cells if cell.dirty]),
         _mixed("Commits", cells, lambda cell: cell.commit[:_SHORT_COMMIT] or "none"),
-        _mixed_fingerprints(cells),
         _mixed("Machines", cells, _machine),
         _differing("sources", cells, lambda cell: cell.sources.items()),
         _differing("versions", [cell for cell in cells if not cell.external], lambda cell: cell.versions.items()),
-        *_budgets(results),
+        *_unlike(results),
         _listed(
             "cells whose backbone is not as it was, with its adapter off",
             [cell.name for cell in cells if cell.costs.get("off_difference")],
@@ -54,16 +53,6 @@ def _mixed(what: str, cells: Iterable[Cell], value: Callable[[Cell], str]) -> st
     return f"{what} differ: {shown}."
 
 
-def _mixed_fingerprints(cells: tuple[Cell, ...]) -> str:
-    """Say that cells come from different suites; a fingerprint of its own for each cell says nothing of that.
-
-    Cells of other libraries have none.
-    """
-    own = tuple(cell for cell in cells if cell.fingerprint)
-    distinct = {cell.fingerprint for cell in own}
-    return "" if len(distinct) == len(own) else _mixed("Suite fingerprints", own, lambda cell: cell.fingerprint)
-
-
 def _differing(what: str, cells: Iterable[Cell], items: Callable[[Cell], Iterable[tuple[str, str]]]) -> str:
     """Say which of many named values are not the same in all cells that have them."""
     values: dict[str, set[str]] = defaultdict(set)
@@ -74,14 +63,30 @@ def _differing(what: str, cells: Iterable[Cell], items: Callable[[Cell], Iterabl
     return _listed(f"{what} differ between cells", differing)
 
 
-def _budgets(results: Results) -> list[str]:
-    """Say within which settings rows had different numbers of steps or trials."""
+def _unlike(results: Results) -> list[str]:
+    """Say within which settings cells had other data or options, or rows other numbers of steps or trials."""
     found = []
     for setting in results.settings:
+        name = results.label(setting)
         cells = [cell for cell in results.within(setting) if cell.status == DONE and not cell.external]
-        found.append(_mixed(f"{results.label(setting)}: training steps", cells, _steps))
-        found.append(_mixed(f"{results.label(setting)}: numbers of trials", cells, lambda cell: str(cell.trials)))
+        known = [cell for cell in cells if cell.setting_fingerprint]
+        found.append(_mixed(f"{name}: the suite's options or the data", known, _short))
+        found.append(_mixed(f"{name}: training steps", cells, _steps))
+        found.append(_mixed(f"{name}: numbers of trials", cells, lambda cell: str(cell.trials)))
+        found.append(_listed(f"{name}: methods with other settings from cell to cell", _unsteady(cells)))
     return found
+
+
+def _unsteady(cells: Iterable[Cell]) -> list[str]:
+    """Name methods whose trials have chosen one thing for some cells and another for others."""
+    chosen: dict[str, set[str]] = defaultdict(set)
+    for cell in cells:
+        chosen[cell.method].add(", ".join(f"{name} {value}" for name, value in sorted(cell.chosen.items())))
+    return [f"{method} ({' or '.join(sorted(several))})" for method, several in chosen.items() if len(several) > 1]
+
+
+def _short(cell: Cell) -> str:
+    return cell.setting_fingerprint.removeprefix("sha256:")[:_SHORT_COMMIT]
 
 
 def _steps(cell: Cell) -> str:

@@ -74,6 +74,7 @@ def _header(suite: str, cell: dict[str, Any], name: str) -> dict[str, Any]:
         "format": 1,
         "suite": suite,
         "suite_fingerprint": "sha256:" + "ab" * 32,
+        "setting_fingerprint": "sha256:" + "ab" * 32,
         "cell": cell,
         "covers": ["none"] if cell["fusion"] == "knn" else [],
         "status": "done",

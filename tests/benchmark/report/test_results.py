@@ -197,13 +197,16 @@ def test_cells_made_differently_are_said_to_be(tmp_path):
     results = read(tmp_path, changes={one: {"commit": "ffff", "dirty": True, "sources": {"peft_rag.training": "bb"}}})
     path = results.folder / f"{other}.json"
     content = json.loads(path.read_text())
-    edit(path, suite_fingerprint="sha256:cd", costs={**content["costs"], "steps": 50, "off_difference": 0.1})
+    costs = {**content["costs"], "steps": 50, "off_difference": 0.1}
+    tuning = {**content["tuning"], "chosen": {"learning_rate": 0.5}}
+    edit(path, setting_fingerprint="sha256:cd", costs=costs, tuning=tuning)
     said = " ".join(notices(read_results(tmp_path)[0]))
     for sentence in (
         f"Cells made with uncommitted changes in the sources, 1: {one}.",
         "Commits differ: 0123456789 (5 cells), ffff (1 cell).",
-        "Suite fingerprints differ: sha256:abab",
-        "sha256:cd (1 cell).",
+        "topics: the suite's options or the data differ: ababababab (5 cells), cd (1 cell).",
+        "Topics: methods with other settings from cell to cell, 1: head (",
+        "or learning_rate 0.5).",
         "Sources differ between cells, 1: peft_rag.training.",
         "topics: training steps differ: 100 (5 cells), 50 (1 cell).",
         f"Cells whose backbone is not as it was, with its adapter off, 1: {other}.",
