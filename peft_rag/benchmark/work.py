@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -268,6 +267,7 @@ def _audit(config: RunConfig, splits: Splits) -> Facts:
 def _index(config: RunConfig, splits: Splits) -> Facts:
     from peft_rag.knowledge import make_retriever
     from peft_rag.places import cache_folder
+    from peft_rag.retrieval.cache import keep_copy
 
     cache = cache_folder()
     with _empty_cache() as folder:
@@ -278,9 +278,9 @@ def _index(config: RunConfig, splits: Splits) -> Facts:
         seconds = time.perf_counter() - begun
         retriever.save(folder / "index")
         size = sum(path.stat().st_size for path in (folder / "index").rglob("*") if path.is_file())
-        kept = folder / "embeddings"
-        if kept.is_dir():  # what was encoded to be timed need not be encoded again
-            shutil.copytree(kept, cache / "embeddings", dirs_exist_ok=True)
+        for kept in (folder / "embeddings").glob("[!.]*"):  # what was encoded to be timed need not be encoded again
+            if kept.is_dir():
+                keep_copy(kept, cache / "embeddings" / kept.name)
     return {"index_bytes": size, "index_seconds": seconds}
 
 

@@ -91,6 +91,22 @@ def cached_arrays(
     return cached(folder, about, make, write, read)
 
 
+def keep_copy(made: Path, folder: Path) -> None:
+    """Keep what another cache has made, whole or not at all, unless it is kept already; readers are never disturbed.
+
+    Args:
+        made: a folder of that cache.
+        folder: where it is kept; its name should be the same.
+
+    Raises:
+        RetrievalError: the folder cannot be written.
+    """
+    with _locked(folder):
+        if not folder.exists():
+            with _explained(folder), new_folder(folder) as working:
+                shutil.copytree(made, working, dirs_exist_ok=True)
+
+
 def _write(folder: Path, about: Mapping[str, Any], write: Callable[[Path], None]) -> None:
     for unfinished in [folder, *folder.parent.glob(f".{folder.name}.*")]:
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -5,7 +5,7 @@ import pytest
 
 from peft_rag.errors import RetrievalError
 from peft_rag.places import cache_folder
-from peft_rag.retrieval.cache import cached_arrays
+from peft_rag.retrieval.cache import cached_arrays, keep_copy
 from peft_rag.retrieval.storage import read_manifest, write_manifest
 
 
@@ -77,3 +77,18 @@ def test_manifest_of_another_form_is_damaged(tmp_path, content):
     (tmp_path / "manifest.json").write_bytes(content)
     with pytest.raises(RetrievalError, match=r"the file manifest\.json is missing or damaged"):
         read_manifest(tmp_path)
+
+
+def test_copy_is_kept_whole_once_and_never_over_what_is_read(tmp_path):
+    made, kept = tmp_path / "made", tmp_path / "kept" / "abc"
+    made.mkdir()
+    (made / "vectors.npy").write_bytes(b"first")
+    keep_copy(made, kept)
+    first = (kept / "vectors.npy").stat()
+    (made / "vectors.npy").write_bytes(b"second")
+    keep_copy(made, kept)
+    assert (kept / "vectors.npy").read_bytes() == b"first"
+    assert (kept / "vectors.npy").stat().st_ino == first.st_ino
+    with pytest.raises(RetrievalError, match="cannot be written"):
+        keep_copy(tmp_path / "absent", tmp_path / "kept" / "other")
+    assert sorted(path.name for path in kept.parent.iterdir()) == ["abc", "abc.lock", "other.lock"]

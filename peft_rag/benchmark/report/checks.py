@@ -68,8 +68,9 @@ def _unlike(results: Results) -> list[str]:
     found = []
     for setting in results.settings:
         name = results.label(setting)
-        cells = [cell for cell in results.within(setting) if cell.status == DONE and not cell.external]
-        known = [cell for cell in cells if cell.setting_fingerprint]
+        done = [cell for cell in results.within(setting) if cell.status == DONE]
+        cells = [cell for cell in done if not cell.external]
+        known = [cell for cell in done if cell.setting_fingerprint]
         found.append(_mixed(f"{name}: the suite's options or the data", known, _short))
         found.append(_mixed(f"{name}: training steps", cells, _steps))
         found.append(_mixed(f"{name}: numbers of trials", cells, lambda cell: str(cell.trials)))
