@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from peft_rag.errors import ConfigError
-from peft_rag.fusion.base import READ, Reader, Split, encode_inputs
+from peft_rag.fusion.base import Reader, Split, encode_inputs
 from peft_rag.fusion.passages import Passages
 from peft_rag.fusion.reading import ReadingFusion, neighbours_of
 
@@ -48,11 +48,8 @@ class ConcatFusion(ReadingFusion):
         found, documents = neighbours_of(self.name, split, corpus)
         passages = Passages(reader, documents, self.passage_tokens, self.template, self.show_labels)
         rows = encode_inputs(split, reader)
-        for number, row in enumerate(rows):
+        for number, alone in enumerate(rows):
             positions = [position for position, _ in found.row(number)[: self.k]]
-            read = passages.that_fit(positions, reader.max_length - sum(row["pooled_mask"]) - passages.joining)
-            if read:
-                shown = read if self.order == "best-first" else read[::-1]
-                rows[number] = passages.beside(split.examples[number], shown)
-            rows[number][READ] = read
+            last = self.order == "best-last"
+            rows[number] = passages.beside(split.examples[number], alone, positions, closest_last=last)
         return rows

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import string
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from peft_rag.errors import ConfigError
+from peft_rag.fusion.base import MORE, READ
 from peft_rag.tasks.spans import own_spans
 
 if TYPE_CHECKING:
@@ -74,11 +75,16 @@ class Passages:
 
     @property
     def joining(self) -> int:
-        """Tokens that stand between input and passages."""
-        tokenizer = self.reader.tokenizer
+        """Tokens that stand once between input and passages."""
         if self.reader.writes_on:
-            return len(tokenizer(JOINT, add_special_tokens=False)["input_ids"])
+            return 0
+        tokenizer = self.reader.tokenizer
         return int(tokenizer.num_special_tokens_to_add(pair=True) - tokenizer.num_special_tokens_to_add(pair=False))
+
+    @property
+    def ending(self) -> int:
+        """Tokens that stand after each passage."""
+        return len(self.reader.tokenizer(JOINT, add_special_tokens=False)["input_ids"]) if self.reader.writes_on else 0
 
     def __getitem__(self, position: int) -> tuple[str, int]:
         """Return the passage of a document and its number of tokens."""
@@ -87,7 +93,32 @@ class Passages:
             self._known[position] = self._cut(text)
         return self._known[position]
 
-    def that_fit(self, positions: Sequence[int], room: int) -> list[int]:
+    def beside(
+        self, example: Example, alone: dict[str, Any], positions: Sequence[int], *, closest_last: bool = False
+    ) -> dict[str, Any]:
+        """Tokenise an example with the passages that fit, from the closest on; under `READ` stands which these are.
+
+        The input stands first, where it stands without neighbours; before a causal backbone it stands last, because
+        its tokens see nothing that follows. Tokens of the example's own part are pooled over.
+
+        Args:
+            example: the input.
+            alone: the input as it is read without passages; it stays as it is where no passage fits, and where it is
+                read in several inputs, which leave no room beside them.
+            positions: of documents, closest first.
+            closest_last: whether they are written the other way round.
+        """
+        room = self.reader.max_length - sum(alone["pooled_mask"]) - self.joining
+        kept = [] if MORE in alone else self._that_fit(positions, room)
+        write = self._before if self.reader.writes_on else self._paired
+        while kept:
+            row = write(example, kept[::-1] if closest_last else kept)
+            if row is not None:
+                return row | {READ: kept}
+            kept = kept[:-1]  # Tokens at a joint may be more than those of its two sides.
+        return alone | {READ: []}
+
+    def _that_fit(self, positions: Sequence[int], room: int) -> list[int]:
         """Return the closest documents whose passages fit; the first that does not ends the list.
 
         A passage of nothing but characters that the tokenizer drops has no tokens, and is left out.
@@ -95,45 +126,39 @@ class Passages:
         chosen: list[int] = []
         for position in positions:
             tokens = self[position][1]
-            if tokens > room:
+            if not tokens:
+                continue
+            room -= tokens + self.ending
+            if room < 0:
                 break
-            chosen += [position] if tokens else []
-            room -= tokens
+            chosen.append(position)
         return chosen
 
-    def beside(self, example: Example, positions: Sequence[int]) -> dict[str, Any]:
-        """Tokenise an example and passages as one pair; the tokens of the example's segment are pooled over.
-
-        The input stands first, where it stands without neighbours; before a causal backbone it stands last, because
-        its tokens see nothing that follows.
-        """
-        if self.reader.writes_on:
-            return self._before(example, list(positions))
+    def _paired(self, example: Example, positions: list[int]) -> dict[str, Any] | None:
+        """Tokenise an example and passages as two segments; several passages that are too long give None, one is cut."""
         passages = " ".join(self[position][0] for position in positions)
-        pair = (passages, example.text) if self.reader.causal else (example.text, passages)
-        cut = "only_first" if self.reader.causal else "only_second"
-        encoded = self.reader.tokenizer(
-            *pair, truncation=cut, max_length=self.reader.max_length, return_offsets_mapping=True
-        )
+        causal, longest = self.reader.causal, self.reader.max_length
+        pair = (passages, example.text) if causal else (example.text, passages)
+        cut = ("only_first" if causal else "only_second") if len(positions) == 1 else False
+        encoded = self.reader.tokenizer(*pair, truncation=cut, max_length=longest, return_offsets_mapping=True)
+        if len(encoded["input_ids"]) > longest:
+            return None
         segments = encoded.sequence_ids(0)
-        spans = own_spans(encoded.pop("offset_mapping"), segments, int(self.reader.causal))
+        spans = own_spans(encoded.pop("offset_mapping"), segments, int(causal))
         border = segments.index(1)
-        pooled = [int((place >= border) == self.reader.causal) for place in range(len(segments))]
+        pooled = [int((place >= border) == causal) for place in range(len(segments))]
         return self.reader.with_pools(example, dict(encoded) | {"pooled_mask": pooled}, spans)
 
-    def _before(self, example: Example, positions: list[int]) -> dict[str, Any]:
-        """Tokenise passages and a prompt as one text, which a decoder goes on writing."""
-        from dataclasses import replace
-
-        while True:
-            passages = JOINT.join([*(self[position][0] for position in positions), example.text])
-            encoded = dict(self.reader.tokenizer(passages, return_offsets_mapping=True))
-            offsets = encoded.pop("offset_mapping")
-            if len(offsets) <= self.reader.max_length or not positions:
-                begin = len(passages) - len(example.text)
-                encoded["pooled_mask"] = [int(end > begin) for _, end in offsets]
-                return self.reader.with_pools(replace(example, text=passages), encoded, ())
-            positions.pop()
+    def _before(self, example: Example, positions: list[int]) -> dict[str, Any] | None:
+        """Tokenise passages and a prompt as one text, which a decoder goes on writing; None if it is too long."""
+        text = JOINT.join([*(self[position][0] for position in positions), example.text])
+        encoded = dict(self.reader.tokenizer(text, return_offsets_mapping=True))
+        offsets = encoded.pop("offset_mapping")
+        if len(offsets) > self.reader.max_length:
+            return None
+        begin = len(text) - len(example.text)
+        encoded["pooled_mask"] = [int(end > begin) for _, end in offsets]
+        return self.reader.with_pools(replace(example, text=text), encoded, ())
 
     def _cut(self, text: str) -> tuple[str, int]:
         encoded = self.reader.tokenizer(

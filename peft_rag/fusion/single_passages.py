@@ -32,12 +32,10 @@ class SinglePassages(ReadingFusion):
         found, documents = neighbours_of(self.name, split, corpus)
         passages = Passages(reader, documents, self.passage_tokens, self.template, self.show_labels)
         rows = encode_inputs(split, reader)
-        for number, alone in enumerate(rows):
-            room = reader.max_length - sum(alone["pooled_mask"]) - passages.joining
-            pairs = [pair for pair in found.row(number)[: self.k] if passages.that_fit([pair[0]], room)]
-            if pairs:
-                example = split.examples[number]
-                inputs = [passages.beside(example, [position]) for position, _ in pairs]
-                rows[number] = {PASSAGES: inputs, SCORES: [score for _, score in pairs]}
-            rows[number][READ] = [position for position, _ in pairs]
+        for number, (example, alone) in enumerate(zip(split.examples, rows, strict=True)):
+            scored = found.row(number)[: self.k]
+            inputs = [(passages.beside(example, alone, [position]), score) for position, score in scored]
+            read = [(one, score) for one, score in inputs if one[READ]]
+            row = {PASSAGES: [one for one, _ in read], SCORES: [score for _, score in read]} if read else alone
+            rows[number] = row | {READ: [position for one, _ in read for position in one[READ]]}
         return rows

@@ -4,11 +4,12 @@ import torch
 
 from peft_rag.corpus import Corpus, Document
 from peft_rag.errors import ConfigError, RetrievalError
-from peft_rag.fusion.base import Outputs, Reader, Split
+from peft_rag.fusion.base import READ, Outputs, Reader, Split
 from peft_rag.fusion.concat import ConcatFusion
 from peft_rag.fusion.none import NoFusion
 from peft_rag.retrieval.base import Neighbours
 from peft_rag.tasks.base import Example
+from peft_rag.tasks.text_generation import TextGeneration
 
 CORPUS = Corpus(
     [
@@ -199,3 +200,36 @@ def test_neighbours_stand_before_the_input_where_nothing_after_it_is_seen(make_t
     begin, middle, end = ([], [], []) if kind == "bare" else (["[CLS]"], ["[SEP]"], ["[SEP]"])
     assert tokens == [*begin, *["b", ":", "w40", "a", ":", "w10", "w11"], *middle, "w1", "w2", *end]
     assert pooled == ["w1", "w2", *end]
+
+
+@pytest.fixture(scope="module")
+def bytes_tokenizer():
+    """One token a byte, so that what stands between passages has tokens of its own."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: n for n, letter in enumerate(["<pad>", "</s>", *alphabet])}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>")
+
+
+@pytest.mark.parametrize("order", ["best-first", "best-last"])
+@pytest.mark.parametrize("max_length", range(14, 60))
+def test_decoder_reads_the_closest_passages_that_fit_with_what_stands_between(bytes_tokenizer, order, max_length):
+    """A plain loop: take passages, nearest first, while they fit with two line ends after each."""
+    texts = ["w40", "w10 w11", "w20 w21 w22"]
+    room, fit = max_length - len("w1 w2 w3"), []
+    for text in texts:
+        if len(text) + 2 > room:
+            break
+        fit.append(text)
+        room -= len(text) + 2
+    task = TextGeneration(target_length=2).with_tokenizer(bytes_tokenizer)
+    reader = Reader(bytes_tokenizer, max_length, causal=True, task=task)
+    split = Split([Example("0", "w1 w2 w3")], found([3, 0, 1]))
+    (row,) = ConcatFusion(order=order, show_labels=False).encode(split, CORPUS, reader)
+    shown = fit if order == "best-first" else fit[::-1]
+    assert bytes_tokenizer.decode(row["input_ids"]) == "\n\n".join([*shown, "w1 w2 w3"])
+    assert row[READ] == [3, 0, 1][: len(fit)]

@@ -18,6 +18,7 @@ from peft_rag.fusion.base import MORE, POOLS, READ, Reader, Split, encode_inputs
 from peft_rag.fusion.batching import collate, inputs_of, tokens_in
 from peft_rag.fusion.concat import ConcatFusion
 from peft_rag.fusion.marginal import MarginalFusion
+from peft_rag.fusion.passages import Passages
 from peft_rag.fusion.projector import ProjectorFusion
 from peft_rag.job import read_data
 from peft_rag.knowledge import Knowledge
@@ -350,6 +351,15 @@ def test_neighbours_are_read_beside_a_context_that_is_given_and_not_beside_one_i
     given["loss"].backward()
     alone = made.outputs(split.of([1])).log_probs
     assert torch.allclose(given["log_probs"][1], alone[0], atol=1e-4)
+
+
+def test_context_in_windows_reads_no_neighbour_though_its_first_window_leaves_room():
+    task = QuestionAnswering(context_words=24, overlap=2)
+    long = read(task, question="w1", context=" ".join(f"w{number}" for number in range(2, 24)))
+    (first,) = encode_inputs(Split([long]), reader(task))
+    room = {name: values[:6] for name, values in first.items() if name != MORE} | {MORE: first[MORE]}
+    passages = Passages(reader(task), Corpus([Document("0", "w40")]), 8, "{text}", show_labels=False)
+    assert passages.beside(long, room, [0]) == room | {READ: []}
 
 
 def test_neighbours_behind_an_answer_are_explained():
