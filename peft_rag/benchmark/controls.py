@@ -326,12 +326,12 @@ def _search_by_text(model: RetrievalAugmentedModel, split: Split) -> Search:
     assert knowledge is not None
     encoder = getattr(knowledge.retriever, "encoder", None)
     if encoder is not None:
-        texts = [example.text for example in split.examples]
+        texts = [example.asked for example in split.examples]
         return _search_among(encoder.encode(texts), encoder.encode(knowledge.corpus.texts), split.forbidden)
 
     def search(rows: list[int], documents: list[int], k: int) -> Neighbours:
         others = frozenset(range(len(knowledge.corpus))) - frozenset(documents)
-        texts = [split.examples[row].text for row in rows]
+        texts = [split.examples[row].asked for row in rows]
         banned = [others | frozenset(split.forbidden[row] if len(split.forbidden) else ()) for row in rows]
         if knowledge.retriever.corpus_fingerprint != knowledge.corpus.fingerprint:
             knowledge.retriever.index(knowledge.corpus)

@@ -42,7 +42,7 @@ def written(document: Document, template: str, *, show_labels: bool, task: Task 
         document: what is written.
         template: of ``{labels}`` and ``{text}``.
         show_labels: whether labels are shown.
-        task: how it writes its labels; by default one after the other.
+        task: how it puts a labelled text, and writes labels; by default as it is, and one after the other.
 
     >>> from peft_rag.corpus import Document
     >>> written(Document("1", "rain", ("weather",)), "{labels}: {text}", show_labels=True)
@@ -51,7 +51,9 @@ def written(document: Document, template: str, *, show_labels: bool, task: Task 
     if task is not None and template == TEMPLATE:
         template = task.passage_template
     labels = (task.shown_labels(document) if task else ", ".join(document.labels)) if show_labels else ""
-    return template.format(labels=labels, text=document.text) if labels else document.text
+    if not labels:
+        return document.text
+    return template.format(labels=labels, text=task.shown_text(document) if task else document.text)
 
 
 @dataclass(frozen=True)
@@ -104,12 +106,13 @@ class Passages:
         Args:
             example: the input.
             alone: the input as it is read without passages; it stays as it is where no passage fits, and where it is
-                read in several inputs, which leave no room beside them.
+                read in windows, which leave no room beside them.
             positions: of documents, closest first.
             closest_last: whether they are written the other way round.
         """
         room = self.reader.max_length - sum(alone["pooled_mask"]) - self.joining
-        kept = [] if MORE in alone else self._that_fit(positions, room)
+        in_windows = MORE in alone and self.reader.task is not None and self.reader.task.pools_spans
+        kept = [] if in_windows else self._that_fit(positions, room)
         write = self._before if self.reader.writes_on else self._paired
         while kept:
             row = write(example, kept[::-1] if closest_last else kept)
@@ -135,7 +138,7 @@ class Passages:
         return chosen
 
     def _paired(self, example: Example, positions: list[int]) -> dict[str, Any] | None:
-        """Tokenise an example and passages as two segments; several passages that are too long give None, one is cut."""
+        """Tokenise an example and passages as two segments; one passage is cut, several give None if too long."""
         passages = " ".join(self[position][0] for position in positions)
         causal, longest = self.reader.causal, self.reader.max_length
         pair = (passages, example.text) if causal else (example.text, passages)

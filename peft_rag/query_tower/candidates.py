@@ -98,7 +98,7 @@ def candidate_rows(model: RetrievalAugmentedModel, split: Split) -> list[dict[st
     retriever = indexed(as_vector_retriever(knowledge.retriever, knowledge.retriever_name), knowledge.corpus)
     for row, example in zip(rows, split.examples, strict=True):
         if PASSAGES in row:
-            row[ASKED] = Asked(example.text, retriever.vectors_of(np.array(row[READ], dtype=np.int64)))
+            row[ASKED] = Asked(example.asked, retriever.vectors_of(np.array(row[READ], dtype=np.int64)))
     return rows
 
 

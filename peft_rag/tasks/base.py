@@ -78,6 +78,7 @@ class Example:
         tokens: of its label, where that is a text and these are known, as of one that a model wrote.
         passages: parts of the text that are contexts of their own, where these are retrieved.
         choices: texts of which one is to be chosen, where they do not stand in the text.
+        source: its own words, where `text` is these in a prompt.
     """
 
     id: str
@@ -90,11 +91,12 @@ class Example:
     tokens: tuple[int, ...] = ()
     passages: tuple[Passage, ...] = ()
     choices: tuple[str, ...] = ()
+    source: str = ""
 
     @property
     def asked(self) -> str:
-        """What is compared with documents: its text, or what is to be written where that begins with nothing."""
-        return self.text or " ".join(self.labels or ())
+        """What is compared with documents: its own words, or what is to be written where that begins with nothing."""
+        return self.source or self.text or " ".join(self.labels or ())
 
 
 @dataclass(frozen=True)
@@ -275,12 +277,17 @@ class Task(ABC):
         """Return a training example as a document of the corpus, out of which `example_of` makes it again."""
         from peft_rag.corpus import Document
 
-        return Document(example.id, example.text, example.labels or (), example.group, spans=example.spans)
+        text = example.source or example.text
+        return Document(example.id, text, example.labels or (), example.group, spans=example.spans)
 
     @property
     def passage_template(self) -> str:
         """How a labelled document is written beside an input, unless told otherwise."""
         return "{labels}: {text}"
+
+    def shown_text(self, document: Document) -> str:
+        """Write the text of a labelled document for a reader."""
+        return document.text
 
     def shown_labels(self, document: Document) -> str:
         """Write the labels of a document for a reader."""

@@ -96,12 +96,20 @@ class Generation(Task):
     def stratum(self, example: Example) -> tuple[str, ...]:
         return ()
 
+    def put(self, text: str) -> str:
+        """Return a text as it is put to the backbone."""
+        return text
+
     def example_of(self, document: Document, where: str) -> Example:
-        return Example(document.id, document.text, document.labels or None, where, document.group)
+        text = self.put(document.text)
+        return Example(document.id, text, document.labels or None, where, document.group, source=document.text)
 
     @property
     def passage_template(self) -> str:
         return "{text} {labels}"
+
+    def shown_text(self, document: Document) -> str:
+        return self.put(document.text)
 
     def shown_labels(self, document: Document) -> str:
         return document.labels[0] if document.labels else ""

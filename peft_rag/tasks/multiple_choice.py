@@ -114,6 +114,9 @@ class MultipleChoice(Task):
     def passage_template(self) -> str:
         return "{text} {labels}" if self.appends else super().passage_template
 
+    def shown_text(self, document: Document) -> str:
+        return self._put(document.text) if self.appends else document.text
+
     def read(self, records: Sequence[Record], *, labelled: bool = True) -> list[Example]:
         return [self._read(number, record, labelled) for number, record in enumerate(records, start=1)]
 
@@ -125,14 +128,16 @@ class MultipleChoice(Task):
         right = self._right(record, choices) if labelled else ""
         if self.appends:
             labels = (choices[LETTERS.index(right)],) if labelled else None
-            asked = self.prompt.replace("{question}", text)
-            return Example(named, asked, labels, record.where, group, choices=tuple(choices))
+            return Example(named, self._put(text), labels, record.where, group, choices=tuple(choices), source=text)
         spans = []
         for letter, choice in zip(LETTERS, choices, strict=False):
             text += f" {letter}. "
             spans.append((len(text), len(text) + len(choice)))
             text += choice
         return Example(named, text, (right,) if labelled else None, record.where, group, tuple(spans))
+
+    def _put(self, question: str) -> str:
+        return self.prompt.replace("{question}", question)
 
     def _choices(self, record: Record) -> list[str]:
         given = record.fields.get(self.choices_field)

@@ -53,10 +53,13 @@ class Text2Text(Generation):
             targets = answers_field(record, self.target_field, "--task.target_field") if labelled else None
             named = name_field(record, self.id_field) or str(number)
             group = name_field(record, self.group_field)
-            text = self.prompt.replace("{source}", source)
             documents = documents_field(record, self.document_field)
-            examples.append(Example(named, text, targets, record.where, group, documents=documents))
+            text = self.put(source)
+            examples.append(Example(named, text, targets, record.where, group, documents=documents, source=source))
         return examples
 
+    def put(self, text: str) -> str:
+        return self.prompt.replace("{source}", text)
+
     def as_example(self, text: str, identity: str) -> Example:
-        return Example(identity, self.prompt.replace("{source}", text))
+        return Example(identity, self.put(text), source=text)

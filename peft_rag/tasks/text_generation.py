@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from typing_extensions import Self
@@ -85,10 +86,11 @@ class TextGeneration(Generation):
             spoken = (turns.pop()["content"],) if labelled else None
             documents = documents_field(record, self.document_field)
             return Example(named, self._dialogue(turns), spoken, record.where, group, documents=documents)
-        prompt = self.prompt.replace("{prompt}", text_field(record, self.prompt_field, "--task.prompt_field"))
+        source = text_field(record, self.prompt_field, "--task.prompt_field")
+        prompt = self.prompt.replace("{prompt}", source)
         response = answers_field(record, self.response_field, "--task.response_field") if labelled else None
         documents = documents_field(record, self.document_field)
-        return Example(named, prompt, response, record.where, group, documents=documents)
+        return Example(named, prompt, response, record.where, group, documents=documents, source=source)
 
     def _form_of(self, record: Record) -> str:
         fields = {self.prompt_field: "prompt", self.messages_field: "messages", self.text_field: "text"}
@@ -144,6 +146,18 @@ class TextGeneration(Generation):
         return Example(document.id, "", (document.text,), where, document.group)
 
     def as_example(self, text: str, identity: str) -> Example:
+        return Example(identity, self._asked(text), source=text)
+
+    def put(self, text: str) -> str:
+        """Return a text as it is put to the backbone; a dialogue up to where the assistant speaks is so already."""
+        return text if text.endswith(self._turn_to_speak) else self._asked(text)
+
+    def _asked(self, text: str) -> str:
         if self.form == "messages":
-            return Example(identity, self._dialogue([{"role": "user", "content": text}]))
-        return Example(identity, self.prompt.replace("{prompt}", text))
+            return self._dialogue([{"role": "user", "content": text}])
+        return self.prompt.replace("{prompt}", text)
+
+    @cached_property
+    def _turn_to_speak(self) -> str:
+        """What every dialogue ends with before the assistant speaks."""
+        return self._dialogue([{"role": "user", "content": "§"}]).rpartition("§")[2]
