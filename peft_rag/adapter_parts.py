@@ -67,6 +67,7 @@ class AdapterParts(nn.Module):
     @knowledge.setter
     def knowledge(self, knowledge: Knowledge | None) -> None:
         self.knowledges[self.adapter] = knowledge
+        self.memories.pop(self.adapter, None)
 
     @property
     def max_length(self) -> int:
@@ -75,7 +76,12 @@ class AdapterParts(nn.Module):
 
     @property
     def gate(self) -> float:
-        """How far neighbours that are read count in an answer, from 0 to 1; see `peft_rag.fusion.fallback`."""
+        """How far neighbours that are read count in an answer, from 0 to 1; see `peft_rag.fusion.fallback`.
+
+        Those that vote count as their fusion says, which is 1 here, unless it says that none does.
+        """
+        if not self.fusion.counts:
+            return 0.0
         return self.gates.get(self.adapter, 1.0) if self.fusion.reads_neighbours else 1.0
 
     @property

@@ -192,7 +192,7 @@ def _parts(
     task: Task = _plugin("tasks", manifest["task"]).with_tokenizer(tokenizer)
     fusion: Fusion = _plugin("fusions", manifest["fusion"])
     gate = check_gate(manifest["fusion"].get("gate", 1.0))
-    retrieves = gate > 0 and (fusion.needs_labels or fusion.neighbours_wanted > 0)
+    retrieves = gate > 0 and fusion.counts and (fusion.needs_labels or fusion.neighbours_wanted > 0)
     wanted = retrieves or fusion.needs_vectors or corpus is not None
     knowledge = _knowledge(manifest, task, corpus, allow_corpus_mismatch) if wanted else None
     return task, fusion, knowledge, int(manifest["backbone"]["max_length"])

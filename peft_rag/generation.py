@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
+from transformers import PrefixConstrainedLogitsProcessor
 
 from peft_rag.attribution import explained
 from peft_rag.errors import ConfigError
@@ -141,7 +142,9 @@ def write_tokens(
     if schema is not None and task.choices:
         raise ConfigError("the artefact's task.choices and decoding.json_schema both say what may be written.")
     grammar = None if schema is None else SchemaGrammar(schema, model.tokenizer)
-    mixed = reading.next_token(model.memory())
+    memory = model.memory() if reading.needs_labels else None
+    mixed = reading.next_token(memory)
+    forbidden = memory.rows_of(given.forbidden) if memory is not None else ()
     model.eval()
     written = [Written("", 0.0, ())] * len(rows)
     with tqdm(
@@ -149,7 +152,8 @@ def write_tokens(
     ) as bar:
         for chosen in _batches([tokens_in(row) for row in rows], batch_size, equal=_virtual_tokens(model)):
             batch = [rows[place] for place in chosen]
-            answers = _written(model, reading, batch, mixed, streamer, options, grammar)
+            hidden = [forbidden[place] for place in chosen] if forbidden else ()
+            answers = _written(model, reading, batch, mixed, hidden, streamer, options, grammar)
             for place, answer in zip(chosen, answers, strict=True):
                 written[place] = answer
             bar.update(len(chosen))
@@ -192,6 +196,7 @@ def _written(
     fusion: Fusion,
     rows: Sequence[dict[str, Any]],
     mixed: NeighbourTokens | None,
+    forbidden: Sequence[Collection[int]],
     streamer: Any,
     decoding: dict[str, Any],
     grammar: SchemaGrammar | None,
@@ -202,8 +207,8 @@ def _written(
     batch = collate(rows, tokenizer.pad_token_id, left=goes_on)
     batch = {name: tensor.to(model.device) for name, tensor in batch.items() if name != "pooled_mask"}
     begin = int(batch["input_ids"].shape[1]) if goes_on else 1
-    options = _options(task, begin, streamer, decoding)
-    hearing = nullcontext() if mixed is None else mixed.listening(head_of(model.backbone))
+    options = _options(task, streamer, decoding)
+    hearing = nullcontext() if mixed is None else mixed.listening(head_of(model.backbone), forbidden)
     with torch.no_grad(), quiet_peft(), hearing, fusion.prompt(batch, model.fusion_module, goes_on=goes_on) as prompt:
         if prompt.mixture is not None:
             _check_mixture(model, options)
@@ -211,6 +216,8 @@ def _written(
         processors: list[Any] = [one for one in (prompt.mixture, mixed) if one is not None]
         if grammar is not None:
             processors.append(SchemaWriting(grammar, prompt=begin, longest=int(options["max_new_tokens"])))
+        if task.choices:  # last, for neighbours may speak for other tokens
+            processors.append(PrefixConstrainedLogitsProcessor(only(task, begin), int(options.get("num_beams") or 1)))
         written = writer.generate(
             **inputs, **options, logits_processor=processors, output_scores=True, return_dict_in_generate=True
         )
@@ -227,12 +234,11 @@ def _written(
     return answers
 
 
-def _options(task: Generation, begin: int, streamer: Any, decoding: dict[str, Any]) -> dict[str, Any]:
+def _options(task: Generation, streamer: Any, decoding: dict[str, Any]) -> dict[str, Any]:
     """Return what transformers' ``generate`` is told of how to write.
 
     Args:
         task: its settings.
-        begin: tokens before the answer.
         streamer: takes tokens as they come.
         decoding: the task's own among them.
     """
@@ -243,8 +249,6 @@ def _options(task: Generation, begin: int, streamer: Any, decoding: dict[str, An
     options |= {"do_sample": False, **decoding}
     if "stop_strings" in options:
         options["tokenizer"] = tokenizer
-    if task.choices:
-        options["prefix_allowed_tokens_fn"] = only(task, begin)
     if streamer is not None:
         options["streamer"] = streamer
     return options

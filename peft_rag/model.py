@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -156,8 +156,16 @@ class RetrievalAugmentedModel(AdapterParts):
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
         """Use the frozen backbone as it was, inside the block; the head stays."""
-        with disabled(self.backbone) if self.reports else nullcontext():
+        if not self.reports:
             yield
+            return
+        # What was encoded by the tuned backbone is not what the frozen one gives, nor is it to be kept under its name.
+        tuned, self.memories, self.saved_as = (self.memories, self.saved_as), {}, {}
+        try:
+            with disabled(self.backbone):
+                yield
+        finally:
+            self.memories, self.saved_as = tuned
 
     def merge(self) -> None:
         """Add the active adapter into the backbone's weights, for prediction without its cost.
@@ -334,7 +342,7 @@ class RetrievalAugmentedModel(AdapterParts):
 
     def memory(self, *, progress: str = "") -> Memory | None:
         """Return the corpus as the active fusion needs it, encoded once for the weights as they are now."""
-        if self.knowledge is None or not self.fusion.needs_labels:
+        if self.knowledge is None or not self.effective_fusion.needs_labels:
             return None
         if self.adapter not in self.memories:
             self.memories[self.adapter] = remember(self, self.knowledge, progress)

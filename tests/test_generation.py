@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -191,6 +192,48 @@ def test_only_choices_are_written_and_their_probability_is_that_of_their_tokens(
         written = write(model, examples, **decoding)
         assert {text for text, _ in written} <= {"w1 w2", "w1 w3", "w4"}
         assert all(0 < probability <= 1 for _, probability in written)
+
+
+@pytest.mark.parametrize("backbone", ["gpt2", "t5"])
+@pytest.mark.parametrize("decoding", [{}, {"num_beams": 2}])
+def test_documents_that_a_text_must_not_see_say_none_of_its_tokens(backbone, decoding):
+    """With λ = 1 each token is a neighbour's: of the first text those of document 1, of the second of all but that."""
+    model = model_of(backbone, Text2Text(target_length=4), KnnFusion(k=2, temperature=0.1, weight=1.0))
+    examples = examples_of(model, ("w23", "w1"), ("w23 w23", "w1"))
+    split = Split(examples, forbidden=[{0, 2}, {1}])
+    (first, _), (second, _) = write(model, examples, split=split, batch_size=2, **decoding)
+    assert set(first.split()) <= {"w24", "w25"}
+    assert set(second.split()) <= {"w22", "w28"}
+    assert set(write(model, examples)[1][0].split()) & {"w24", "w25"}
+
+
+@pytest.mark.parametrize("backbone", ["gpt2", "t5"])
+@pytest.mark.parametrize("decoding", [{}, {"num_beams": 3}])
+def test_choices_are_kept_where_neighbours_speak_for_other_tokens(backbone, decoding):
+    task = Text2Text(target_length=6, choices=("w1 w2", "w4"))
+    model = model_of(backbone, task, KnnFusion(k=1, temperature=0.1, weight=0.99))
+    written = write(model, examples_of(model, *((f"w{number}", "w4") for number in range(5, 15))), **decoding)
+    assert {text for text, _ in written} <= {"w1 w2", "w4"}
+
+
+def test_the_frozen_backbones_states_are_neither_kept_nor_taken_for_the_tuned_ones(tmp_path):
+    model = model_of("gpt2", Text2Text(target_length=4), KnnFusion(k=2, temperature=0.1, weight=0.5))
+    model.knowledge = replace(model.knowledge, cache=tmp_path)
+    tuned = model.memory().features
+    model.forget()
+    model.saved_as[model.adapter] = "sha256:of what was saved"
+    with model.disable_adapter():
+        assert not torch.allclose(model.memory().features, tuned, atol=1e-3)
+    assert list(tmp_path.iterdir()) == []
+    assert torch.allclose(model.memory().features, tuned, atol=1e-6)
+    assert list(tmp_path.iterdir())
+
+
+def test_another_corpus_is_remembered_anew():
+    model = model_of("gpt2", Text2Text(target_length=4), KnnFusion(k=2, temperature=0.1, weight=0.5))
+    before = model.memory()
+    model.knowledge = replace(model.knowledge, corpus=Corpus(list(CORPUS)[:2]))
+    assert len(model.memory().targets) < len(before.targets)
 
 
 @pytest.mark.parametrize("backbone", ["gpt2", "t5"])

@@ -71,14 +71,15 @@ def control_arms(
     possible = possible_arms(model, split)
     if not possible.intersection(wanted):
         return {}
-    answer = partial(_read_again, model, split) if model.fusion.reads_neighbours else _votes(model, split, outputs)
+    arms = [arm for arm in wanted if arm in possible]
     alone = None if model.gate == 1 else model.outputs(split, fusion=NoFusion(), progress="test without retrieval")
-    arms = {}
-    for arm in wanted:
-        if arm in possible:
-            given = answer(arm, np.random.default_rng(seed))
-            arms[arm] = given if alone is None else mix(alone.log_probs, given, model.gate)
-    return arms
+    if alone is not None and not model.gate:  # none of them counts, whichever they are
+        return dict.fromkeys(arms, alone.log_probs)
+    answer = partial(_read_again, model, split) if model.fusion.reads_neighbours else _votes(model, split, outputs)
+    given = {arm: answer(arm, np.random.default_rng(seed)) for arm in arms}
+    if alone is None:
+        return given
+    return {arm: mix(alone.log_probs, log_probs, model.gate) for arm, log_probs in given.items()}
 
 
 def possible_arms(model: RetrievalAugmentedModel, split: Split) -> set[str]:

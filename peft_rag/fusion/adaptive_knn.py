@@ -69,7 +69,7 @@ class AdaptiveKnnFusion(KnnFusion):
 
     @property
     def counts(self) -> bool:
-        return self.network is not None or super().counts
+        return self.adapts is not False or super().counts
 
     def share(self, found: Neighbours, memory: Memory | None, log_probs: Tensor | None) -> float | Tensor:
         if self.network is None:
@@ -78,6 +78,8 @@ class AdaptiveKnnFusion(KnnFusion):
 
     def fit(self, outputs: Outputs, split: Split, memory: Memory | None, task: Task, targets: Tensor) -> Self:
         """Choose k, T and λ on validation as `knn` does, and learn λ(x) there; see `peft_rag.fusion.share_lesson`."""
+        if not self.counts:
+            return self
         plain = super().fit(outputs, split, memory, task, targets)
         assert plain.k is not None and plain.temperature is not None and plain.weight is not None  # noqa: PT018
         if self.adapts is False:

@@ -219,6 +219,11 @@ class Fusion(ABC):
         return False
 
     @property
+    def counts(self) -> bool:
+        """Whether neighbours can change an answer; not where it was found, or said, that none should."""
+        return True
+
+    @property
     def needs_labels(self) -> bool:
         """Whether documents without labels are useless to this fusion."""
         return False

@@ -63,6 +63,10 @@ class Memory:
         """
         return self._index.search(unit(features), k, exclude)
 
+    def rows_of(self, documents: Sequence[Collection[int]]) -> Sequence[Collection[int]]:
+        """Return the remembered decisions on some documents, each of several sets by itself."""
+        return documents if self.decisions is None else [self.decisions.take(sorted(places)) for places in documents]
+
     @cached_property
     def _index(self) -> Index:
         if self.features is None:

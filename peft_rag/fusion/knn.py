@@ -92,8 +92,7 @@ class KnnFusion(Fusion):
 
     @property
     def counts(self) -> bool:
-        """Whether neighbours count in any answer."""
-        return bool(self.weight)
+        return self.weight != 0
 
     def share(self, found: Neighbours, memory: Memory | None, log_probs: Tensor | None) -> float | Tensor:
         """Return λ: one for all R decisions here, or one for each, ``(R,)``.
@@ -119,6 +118,8 @@ class KnnFusion(Fusion):
 
     def fit(self, outputs: Outputs, split: Split, memory: Memory | None, task: Task, targets: Tensor) -> Self:
         """Choose k, T and λ on validation; see `peft_rag.fusion.knn_choice`."""
+        if not self.counts:
+            return self
         known = remembered(memory)
         settings = Settings.open(self.k, self.temperature, self.weight, len(known.targets))
         found, asked = self._search(outputs, split, memory, max(settings.ks)), targets if task.generates else None
@@ -209,10 +210,8 @@ def neighbour_log_probs(
 
 def forbidden_rows(outputs: Outputs, split: Split, memory: Memory) -> Sequence[Collection[int]]:
     """Return the rows of a memory that each decision must not see; none where nothing is forbidden."""
-    if not split.forbidden or memory.decisions is None or outputs.decisions is None:
-        return split.forbidden
-    rows = [memory.decisions.take(sorted(places)) for places in split.forbidden]
-    return [rows[owner] for owner in outputs.decisions.owners]
+    rows = memory.rows_of(split.forbidden)
+    return rows if outputs.decisions is None or not rows else [rows[owner] for owner in outputs.decisions.owners]
 
 
 def _by_document(rows: Sequence[Sequence[Shown]], owners: NDArray[np.int64]) -> list[Shown]:

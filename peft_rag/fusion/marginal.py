@@ -67,7 +67,8 @@ class MarginalFusion(SinglePassages):
         rows, scores, owners = (inputs.pop(name) for name in (PASSAGE_ROWS, PASSAGE_SCORES, PASSAGE_EXAMPLES))
         log_probs, features = read(**inputs)
         logits = self.passage_logits(scores, module)
-        return marginalised(log_probs, features, rows, logits, owners if self.form == "sequence" else None)
+        by_text = self.form == "sequence" and log_probs.dim() == 1
+        return marginalised(log_probs, features, rows, logits, owners if by_text else None)
 
     @contextmanager
     def prompt(self, batch: dict[str, Tensor], module: Any, *, goes_on: bool) -> Iterator[Prompt]:

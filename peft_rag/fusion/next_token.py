@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -38,15 +38,22 @@ class NeighbourTokens(LogitsProcessor):  # type: ignore[misc]
         self.memory, self.tokens = memory, memory.targets[:, 0]
         self.k, self.temperature, self.weight = k, temperature, weight
         self.states: Tensor | None = None
+        self.forbidden: Sequence[Collection[int]] = ()
 
     @contextmanager
-    def listening(self, head: nn.Module) -> Iterator[None]:
-        """Note the last state that the head is given, within the block."""
+    def listening(self, head: nn.Module, forbidden: Sequence[Collection[int]] = ()) -> Iterator[None]:
+        """Note the last state that the head is given, within the block.
+
+        Args:
+            head: turns states into logits.
+            forbidden: the remembered decisions that each text must not see; none where nothing is forbidden.
+        """
 
         def note(module: nn.Module, given: tuple[Any, ...]) -> None:
             self.states = given[0][:, -1]
 
         handle = head.register_forward_pre_hook(note)
+        self.forbidden = forbidden
         try:
             yield
         finally:
@@ -55,7 +62,9 @@ class NeighbourTokens(LogitsProcessor):  # type: ignore[misc]
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Turn logits ``(B, V)`` into the mixture's log-probabilities."""
         assert self.states is not None
-        found = self.memory.nearest(self.states, self.k)
+        # Beams of one text stand after each other.
+        hidden = [rows for rows in self.forbidden for _ in range(len(self.states) // len(self.forbidden))]
+        found = self.memory.nearest(self.states, self.k, hidden or None)
         shares = torch.as_tensor(found.scores / self.temperature).softmax(-1)
         tokens = self.tokens[torch.as_tensor(found.positions).clamp(min=0)]
         votes = torch.zeros(scores.shape).scatter_add(1, tokens, shares.float())

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from peft_rag.config import from_mapping
 from peft_rag.corpus import Corpus, Document
 from peft_rag.fusion.base import READ, Split
 from peft_rag.job import Answers, Prepared, run
+from peft_rag.model import RetrievalAugmentedModel
 from peft_rag.retrieval.base import Neighbours
 from peft_rag.retrieval.drawn import random_neighbours
 from peft_rag.tasks.base import Example
@@ -230,3 +232,25 @@ def test_run_without_retrieval_is_the_arm_without_retrieval_of_knn_bit_for_bit(
     }
     for arm in ("untrained", "retrieval_alone", "without_retrieval"):
         assert torch.equal(answers["none"].log_probs[arm], answers["knn"].log_probs[arm])
+
+
+def test_neighbours_that_count_nothing_are_neither_remembered_nor_needed(
+    tiny_bert: str, toy_data: dict[str, str], tmp_path: Path
+) -> None:
+    corpus = tmp_path / "corpus.jsonl"
+    shutil.copy(toy_data["train"], corpus)
+    given = {**toy_data, "corpus": str(corpus)}
+    prepared, answers = trained(tiny_bert, given, tmp_path / "out", fusion="knn", **{"fusion.weight": 0.0})
+    model = prepared.model
+    assert (model.gate, model.memory(), model.memories) == (0.0, None, {})
+    outputs = model.outputs(prepared.test)
+    arms = control_arms(model, prepared.test, outputs, ("random", "shuffled", "oracle"), 0)
+    assert set(arms) == {"random", "shuffled", "oracle"}
+    assert all(torch.equal(log_probs, outputs.log_probs) for log_probs in arms.values())
+    assert torch.equal(answers.log_probs["with_retrieval"], answers.log_probs["without_retrieval"])
+    corpus.unlink()
+    again = RetrievalAugmentedModel.from_pretrained(tmp_path / "out")
+    texts = [example.text for example in prepared.test.examples]
+    assert [one.labels for one in again.predict(texts)] == [one.labels for one in model.predict(texts)]
+    (said,) = again.predict(texts[:1], explain=True)
+    assert not said.neighbours

@@ -93,6 +93,18 @@ def test_gradients_of_a_run_equal_finite_differences(form):
     assert torch.autograd.gradcheck(answer, (logits, features, torch.tensor(-1.0, requires_grad=True)))
 
 
+def test_answers_of_classes_are_one_decision_each_and_no_text():
+    """Mixing whole texts or tokens is the same where an example takes one decision."""
+    log_probs, features = torch.randn(10, 5).log_softmax(-1), torch.randn(10, 3)
+    batch = {PASSAGE_ROWS: ROWS, PASSAGE_SCORES: SIMILARITIES, PASSAGE_EXAMPLES: torch.arange(4)}
+    module = MarginalFusion().make_module(None, 0)
+    token, sequence = (
+        MarginalFusion(form=form).run(lambda: (log_probs, features), batch, module) for form in ("token", "sequence")
+    )
+    assert torch.equal(token.log_probs, sequence.log_probs)
+    assert torch.isfinite(sequence.log_probs).all()
+
+
 def test_encode_reads_each_neighbour_by_itself(make_tokenizer):
     tokenizer = make_tokenizer()
     split = Split([Example("0", "w1 w2"), Example("1", "w3")], found([3, 1, 2], []))
