@@ -21,7 +21,6 @@ from peft_rag.fusion.marginal import MarginalFusion
 from peft_rag.fusion.none import NoFusion
 from peft_rag.knowledge import Knowledge, make_retriever
 from peft_rag.model import RetrievalAugmentedModel
-from peft_rag.prediction import Prediction
 from peft_rag.retrieval.base import Neighbours
 from peft_rag.tasks.base import Example
 from peft_rag.tasks.text_classification import TextClassification
@@ -223,17 +222,10 @@ def test_effect_of_the_only_voter_for_a_label_stays_finite(tiny_bert: str, tmp_p
     assert given.neighbours[0].labels_without == ("metal",)
 
 
-def test_a_vote_of_no_weight_has_no_effect_at_all(tiny_bert: str, tmp_path: Path) -> None:
-    model = make_model(tiny_bert, tmp_path, KnnFusion(k=3, temperature=0.2, weight=0.0))
-    for given in model.predict(TEXTS, explain=True):
-        assert [one.effect for one in given.neighbours] == [0.0] * 3
-        assert given.without_retrieval == Prediction(given.labels, given.probability)
-
-
 def test_where_nothing_was_retrieved_there_is_nothing_to_leave_out(tiny_bert: str, tmp_path: Path) -> None:
-    """No fusion, an unfitted one, one whose input leaves no room for a neighbour, and no corpus at all."""
-    full = " ".join(["apple"] * 80)
-    for fusion, text in ((NoFusion(), "iron"), (KnnFusion(), "iron"), (ConcatFusion(), full)):
+    """No fusion, an unfitted one, votes of no weight, an input that leaves no room for a neighbour, and no corpus."""
+    full, mute = " ".join(["apple"] * 80), KnnFusion(k=3, temperature=0.2, weight=0.0)
+    for fusion, text in ((NoFusion(), "iron"), (KnnFusion(), "iron"), (mute, "iron"), (ConcatFusion(), full)):
         model = make_model(tiny_bert, tmp_path, fusion)
         assert model.predict([text], explain=True) == model.predict([text])
         both = model.predict([text, "iron"], explain=True)

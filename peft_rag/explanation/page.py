@@ -53,7 +53,8 @@ def page(examples: Sequence[Example], answers: Sequence[Prediction], about: Abou
         about: where they come from.
         telling: how answers of their task are told.
     """
-    shown = list(zip(examples, answers, strict=True))[:MOST_TEXTS]
+    asked = list(zip(examples, answers, strict=True))[:MOST_TEXTS]
+    shown = [(answer.read or example, answer) for example, answer in asked]
     return document(
         f"Why {about.model} answered as it did",
         element("a", "Skip to the answers", href="#answers", class_="skip"),
@@ -127,6 +128,8 @@ def _heading(example: Example, answer: Prediction, telling: Telling) -> Markup:
     """Return an answer by itself: labels, parts of the text with what they are, or what was written."""
     if telling.task.generates:
         return element("strong", answer.labels[0] or "an empty text", class_="written")
+    if not telling.task.votes:
+        return element("strong", telling.taken(example, answer.labels) or "The text holds no answer", class_="written")
     if not telling.names:
         return element("strong", ", ".join(answer.labels) or in_words(()))
     parts = telling.parts(example, answer.labels)

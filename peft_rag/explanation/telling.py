@@ -88,14 +88,26 @@ class Telling:
             return Voice(_quoted, self._answered, in_numbers=False)
         if self.names:
             return Voice(partial(self._says, example), self._naming)
+        if not self.task.votes:
+            return Voice(partial(self._takes, example), self._answered)
         return PICKED
+
+    def taken(self, example: Example, labels: Sequence[str]) -> str:
+        """Return what labels take out of the example itself, where the task's do not vote; nothing for no answer."""
+        answer = self.task.answer(example, tuple(labels))
+        return str(answer.get("choice", answer.get("answer", ", ".join(labels))))
+
+    def _takes(self, example: Example, labels: Sequence[str]) -> str:
+        taken = self.taken(example, labels)
+        return _quoted([taken]) if taken else "that the text holds no answer"
 
     def _says(self, example: Example, labels: Sequence[str]) -> str:
         parts = self.parts(example, tuple(labels))
         return listed([f"“{example.text[slice(*span)]}” ({kind})" for span, kind in parts]) or "that nothing is named"
 
     def _answered(self, one: NeighbourShown) -> str:
-        return f"with the answer {_quoted(one.labels)}" if one.text and one.labels else ""
+        answer = self.task.shown_labels(_document(one)) if one.text and one.labels else ""
+        return f"with the answer {_quoted([answer])}" if answer else ""
 
     def _naming(self, one: NeighbourShown) -> str:
         return f"naming {self.task.shown_labels(_document(one))}" if one.labels else ""

@@ -1,6 +1,7 @@
 """The page of explained predictions, as text and in a real browser."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 
@@ -9,6 +10,10 @@ import pytest
 from peft_rag.explanation.page import MOST_TEXTS, About, page
 from peft_rag.explanation.telling import Telling
 from peft_rag.prediction import NeighbourShown, Prediction
+from peft_rag.records import Record
+from peft_rag.tasks.answers import Answer
+from peft_rag.tasks.multiple_choice import MultipleChoice
+from peft_rag.tasks.question_answering import QuestionAnswering
 from peft_rag.tasks.text2text import Text2Text
 from peft_rag.tasks.text_classification import TextClassification
 from peft_rag.tasks.token_classification import TokenClassification
@@ -231,3 +236,29 @@ def test_marks_and_written_texts_fit_a_narrow_screen(browser, tmp_path):
                 assert shown.locator("#text-1 blockquote mark").all_inner_texts() == ["Adaperson", "New Yorkplace"]
             else:
                 assert shown.locator("#text-1 .answer strong").inner_text() == WRITTEN.labels[0]
+
+
+def test_answers_out_of_the_text_itself_are_told_in_its_words_and_not_by_their_number():
+    task = QuestionAnswering(context_words=24)
+    asked = task.as_example("where?\nIt lies by Paris, near Rome.", "1")
+    paris, rome = str(Answer("Paris", 11)), str(Answer("Rome", 23))
+    told = NeighbourShown("d", "In Rome.", (str(Answer("Rome", 3)),), 0.9, 1.0, 0.4, (rome,))
+    answer = Prediction((paris,), 0.8, (told,), Prediction((), 0.6), read=asked)
+    page_of = page([replace(asked, text="where?\n")], [answer], ABOUT, Telling(task, True))
+    assert "@" not in re.sub(r"<style>.*</style>", "", page_of, flags=re.DOTALL)
+    for said in (">Paris</strong>", "The model would answer “Rome”", "with the answer “Rome”", "It lies by Paris"):
+        assert said in page_of
+    assert ">The text holds no answer</strong>" in page_of
+    assert "From the text alone the model would answer that the text holds no answer" in page_of
+
+
+@pytest.mark.parametrize("by", ["state", "likelihood"])
+def test_choices_are_told_by_what_they_say(by):
+    task = MultipleChoice(by=by, labels=("A", "B"))
+    record = Record({"question": "what?", "choices": ["a stone", "a river"], "label": 1}, "data/a.jsonl", 7)
+    (example,) = task.read([record])
+    labels = ("B",) if by == "state" else ("a river",)
+    told = NeighbourShown("d", "On rivers.", (), 0.9, 1.0, 0.4, labels)
+    shown = page([example], [Prediction(labels, 0.8, (told,))], ABOUT, Telling(task, True))
+    assert ">a river</strong>" in shown
+    assert "it answers “a river”" in shown
