@@ -376,6 +376,7 @@ def _knowledge(manifest: Mapping[str, Any], task: Task, corpus: str | Corpus | N
         about["options"],
         asdict(fields),
         min_score=stored.get("min_score"),
+        leak_threshold=stored.get("leak_threshold", 0.0),
     )
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_rag.corpus import Corpus
-from peft_rag.errors import ConfigError
+from peft_rag.errors import ConfigError, RetrievalError
 from peft_rag.fusion.base import Split
 from peft_rag.parts import make_part
 from peft_rag.places import cache_folder
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from peft_rag.config import RunConfig
     from peft_rag.data import Splits
+    from peft_rag.model import RetrievalAugmentedModel
 
 
 STORE = "store"
@@ -135,6 +137,14 @@ class Knowledge:
         return Split(examples, found, forbidden if any(forbidden) else ())
 
     @property
+    def separate(self) -> bool:
+        """Whether the documents are other data than what was learned from.
+
+        Of a text whose answer is known they may then give it away: measuring must leave those out that are the text.
+        """
+        return not self.fields.get("is_training_data", False)
+
+    @property
     def vector_size(self) -> int:
         """The length of the vectors that `embed` gives; 0 where the retriever has no sentence encoder."""
         encoder = getattr(self.retriever, "encoder", None)
@@ -176,6 +186,7 @@ class Knowledge:
                 "fingerprint": self.retriever.fingerprint_for(self.corpus.fingerprint),
             },
             "min_score": self.min_score,
+            "leak_threshold": self.leak_threshold,
         }
 
 
@@ -211,6 +222,26 @@ def find_for(
         documents = [knowledge.corpus[position] for position, _ in found]
         opened.append(task.opened(example, documents, learn=learn))
     return replace(split, examples=opened)
+
+
+def split_for(
+    model: RetrievalAugmentedModel, examples: Sequence[Example], name: str, exclude_duplicates: bool
+) -> Split:
+    """Find for some examples what a model's answers to them need.
+
+    Raises:
+        RetrievalError: it retrieves, but has nothing to retrieve from.
+    """
+    fusion, knowledge = model.effective_fusion, model.knowledge
+    if knowledge is None:
+        if fusion.neighbours_wanted or fusion.needs_labels:
+            raise RetrievalError(
+                "this model retrieves, but was given no corpus. Pass the corpus it was trained with (--corpus)."
+            )
+        return Split(examples)
+    title = name if model.progress_bars and len(examples) > 1 else ""
+    find = partial(find_for, model.task, knowledge, examples, fusion.neighbours_wanted)
+    return find(name=title, exclude_duplicates=exclude_duplicates, tower=model.tower)
 
 
 def knowledge_for(config: RunConfig, splits: Splits) -> Knowledge:

@@ -15,13 +15,13 @@ from peft_rag.adapter_parts import AdapterParts
 from peft_rag.attribution import explained
 from peft_rag.backbone import Backbone, check_length
 from peft_rag.encoding import encode_split
-from peft_rag.errors import MethodError, RetrievalError
+from peft_rag.errors import MethodError
 from peft_rag.fusion.base import Fused, Fusion, Memory, Outputs, Split
 from peft_rag.fusion.batching import collate
 from peft_rag.fusion.mixing import mix
 from peft_rag.fusion.none import NoFusion
 from peft_rag.generation import predict_texts
-from peft_rag.knowledge import Knowledge, find_for
+from peft_rag.knowledge import Knowledge, split_for
 from peft_rag.language_model import check_writes, choice_scores, decoder_start, token_log_probs
 from peft_rag.methods import AttachReport, attach, disabled
 from peft_rag.pooling import mean_pools
@@ -297,24 +297,13 @@ class RetrievalAugmentedModel(AdapterParts):
         return replace(outputs, log_probs=log_probs)
 
     def split(self, examples: Sequence[Example], *, name: str = "inputs", exclude_duplicates: bool = False) -> Split:
-        """Retrieve what answers to some examples need."""
-        fusion = self.effective_fusion
-        if self.knowledge is None:
-            if fusion.neighbours_wanted or fusion.needs_labels:
-                raise RetrievalError(
-                    "this model retrieves, but was given no corpus. Pass the corpus it was trained with (--corpus)."
-                )
-            return Split(examples)
-        title = name if self.progress_bars and len(examples) > 1 else ""
-        return find_for(
-            self.task,
-            self.knowledge,
-            examples,
-            fusion.neighbours_wanted,
-            name=title,
-            exclude_duplicates=exclude_duplicates,
-            tower=self.tower,
-        )
+        """Retrieve what answers to some examples need; see `peft_rag.knowledge.split_for`."""
+        return split_for(self, examples, name, exclude_duplicates)
+
+    def split_to_measure(self, examples: Sequence[Example], *, name: str = "test") -> Split:
+        """Retrieve for labelled examples without what would give their answers away, as a run does in its test."""
+        separate = self.knowledge is not None and self.knowledge.separate
+        return self.split(examples, name=name, exclude_duplicates=separate)
 
     def fuse(
         self,
@@ -392,7 +381,7 @@ class RetrievalAugmentedModel(AdapterParts):
 
     def evaluate(self, examples: Sequence[Example], **options: Any) -> dict[str, Score]:
         """Score answers to labelled examples, each metric with its 95% bootstrap interval; options as `answer`'s."""
-        split = self.split(examples, name="test")
+        split = self.split_to_measure(examples)
         targets = self.task.targets(split.examples)
         return self.task.evaluate(self.answer(split, **options), targets, examples=split.examples)
 

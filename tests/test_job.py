@@ -15,6 +15,7 @@ from peft_rag.artefact import load
 from peft_rag.config import from_mapping
 from peft_rag.errors import ArtefactError, ConfigError, FingerprintError, PeftRagError, TrainingError
 from peft_rag.job import run
+from peft_rag.records import read_records
 from tests.conftest import toy_records, write_jsonl
 
 pytestmark = [
@@ -100,7 +101,7 @@ def test_saved_model_encodes_its_corpus_once(
 ) -> None:
     from peft_rag.model import RetrievalAugmentedModel
 
-    finish(tiny_bert, toy_data, tmp_path / "out")
+    finish(tiny_bert, toy_data, tmp_path / "out", **{"fusion.weight": 0.5})
     encoded: list[int] = []
     outputs = RetrievalAugmentedModel.outputs
 
@@ -176,6 +177,30 @@ def test_scores_are_split_by_what_stands_in_the_corpus_too(
     assert line in capsys.readouterr().out.splitlines()
     written = json.loads((tmp_path / "scores.json").read_text())["overlap"]
     assert written["arms"] == {"shipped": pytest.approx(overlap["arms"]["with_retrieval"])}
+
+
+@pytest.mark.parametrize("leak_threshold", [0.0, 0.9])
+def test_a_saved_model_is_measured_without_the_documents_that_its_run_left_out(
+    tiny_bert: str, toy_data: dict[str, str], tmp_path: Path, leak_threshold: float
+) -> None:
+    """Of a corpus that holds the test texts with other labels, which rule where they are not left out."""
+    test = toy_records(30, 3)
+    wrong = {"fruit": "metal", "metal": "river", "river": "fruit"}
+    told = [{**record, "id": f"t{n}", "label": wrong[str(record["label"])]} for n, record in enumerate(test)]
+    if leak_threshold:
+        told = [{**record, "text": f"{record['text']} ."} for record in told]
+    corpus = write_jsonl(tmp_path / "corpus.jsonl", [*toy_records(60, 1), *told])
+    votes = {"fusion.k": 1, "fusion.temperature": 0.1, "fusion.weight": 1.0, "fusion.space": "retriever"}
+    config = settings(
+        tiny_bert, toy_data, tmp_path / "out", corpus=corpus, fusion="knn", leak_threshold=leak_threshold, **votes
+    )
+    result = run(from_mapping(config), say=lambda line: None)
+    again = load(str(tmp_path / "out"))
+    examples = again.task.read(read_records(toy_data["test"]))
+    scores = again.evaluate(examples)
+    assert scores["accuracy"].value == result.metrics["arms"]["with_retrieval"]["accuracy"]["value"]
+    as_asked = again.task.evaluate(again.answer(again.split(examples)), again.task.targets(examples))
+    assert as_asked["accuracy"].value < scores["accuracy"].value
 
 
 def test_overlap_encodes_nothing_a_second_time(

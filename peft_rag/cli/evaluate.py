@@ -39,7 +39,7 @@ def _run(known: argparse.Namespace, rest: Sequence[str]) -> None:
     model = load_artefact(known)
     task = task_of(model, known)
     usable = read_for(model, task, given, labelled=True)
-    split = model.split(usable.examples, name="test")
+    split = model.split_to_measure(usable.examples)
     examples = split.examples
     targets = task.targets(examples)
     answered = model.answer(split, batch_size=known.batch_size, progress="evaluating")

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from peft_rag.decisions import Decisions
 from peft_rag.fusion.mixing import mix
 from peft_rag.tasks.base import LEAST_LOG_PROB
 
@@ -88,9 +89,10 @@ def choose_setting(
     """Choose k, T and λ: the usual setting, unless another is convincingly better, or the usual one does harm.
 
     The best by the task's merit (main metric, and among equals mean log-likelihood) is taken where it is right about
-    more decisions than the usual one by over two standard errors of the difference. Where it is not, but the usual one
-    is worse than no neighbours at all, λ alone is chosen, 0 among its values, at the usual k and T: with few examples
-    the best of hundreds is luck, the best of twenty that differ in one number is nearly none.
+    more decisions than the usual one by over two standard errors of the difference, decisions on one example taken
+    together. Where it is not, but the usual one is worse than no neighbours at all, λ alone is chosen, 0 among its
+    values, at the usual k and T: with few examples the best of hundreds is luck, the best of twenty that differ in one
+    number is nearly none.
 
     A log-probability counts as `LEAST_LOG_PROB` at least: where λ = 1 is given, a target that no neighbour votes for
     must not make every choice equally bad.
@@ -115,7 +117,10 @@ def choose_setting(
     usual = settings.usual
     best = max(merits, key=lambda setting: merits[setting])
     right, by_habit = (task.right(mixed(votes(one.k, one.temperature), one.weight), targets) for one in (best, usual))
-    if convincing(right - by_habit):
+    gains = right - by_habit
+    if not task.one_decision:  # decisions on one example are right or wrong together
+        gains = Decisions.on(task, examples).sums(gains)
+    if convincing(gains):
         return best
     without = usual._replace(weight=0.0)
     if without in merits and merits[usual] < merits[without]:
@@ -124,6 +129,6 @@ def choose_setting(
 
 
 def convincing(gains: Tensor) -> bool:
-    """Say whether a gain on each of N decisions ``(N,)`` is above 0 in the mean by over two standard errors."""
+    """Say whether a gain on each of N examples ``(N,)`` is above 0 in the mean by over two standard errors."""
     gains = gains.double()
     return len(gains) > 1 and float(gains.mean()) > 2 * float(gains.std()) / math.sqrt(len(gains))

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from typing_extensions import Self
@@ -120,14 +121,18 @@ class QuestionAnswering(Task):
         return self.retrieved
 
     def read(self, records: Sequence[Record], *, labelled: bool = True) -> list[Example]:
-        contexts = Contexts(self.contexts)
-        return [self._read(number, record, contexts, labelled) for number, record in enumerate(records, start=1)]
+        return [self._read(number, record, labelled) for number, record in enumerate(records, start=1)]
 
-    def _read(self, number: int, record: Record, contexts: Contexts, labelled: bool) -> Example:
+    @cached_property
+    def _contexts(self) -> Contexts:
+        """What is kept apart, read once however often records are."""
+        return Contexts(self.contexts)
+
+    def _read(self, number: int, record: Record, labelled: bool) -> Example:
         question = text_field(record, self.question_field, "--task.question_field")
         if self.retrieved and not (labelled and self._names_context(record)):
             return self._without_context(number, record, question, labelled)
-        context = contexts.of(record, self.context_field, self.context_id_field)
+        context = self._contexts.of(record, self.context_field, self.context_id_field)
         labels = None
         if labelled:
             labels = tuple(str(answer) for answer in answers_of(record, self.answers_field, context))

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from peft_rag.fusion.knn_choice import Setting, Settings, choose_setting, convincing
-from peft_rag.tasks.base import LEAST_LOG_PROB
+from peft_rag.tasks.base import LEAST_LOG_PROB, Example
 from peft_rag.tasks.text_classification import TextClassification
+from peft_rag.tasks.token_classification import TokenClassification
 
 CLASSES = 4
 TASK = TextClassification(labels=("a", "b", "c", "d"))
@@ -87,3 +88,20 @@ def test_where_the_usual_setting_does_harm_only_its_weight_is_chosen():
 )
 def test_gains_convince_by_two_standard_errors(gains, said):
     assert convincing(torch.tensor(gains, dtype=torch.float)) == said
+
+
+@pytest.mark.parametrize(("examples", "convinced"), [(1, False), (30, True)])
+def test_words_of_one_text_convince_no_more_than_the_text(examples, convinced):
+    """A setting is right about all 30 words of texts, the usual one about none: one text of them, or 30 of one word."""
+    words = 30 // examples
+    task = TokenClassification(labels=("O", "B-x"))
+    texts = [Example(str(n), "x " * words, ("B-x",) * words, spans=((0, 1),) * words) for n in range(examples)]
+    texts.append(Example("last", "x", ("O",), spans=((0, 1),)))
+    targets = task.targets(texts)
+    own = torch.tensor([[0.9, 0.1]] * 31).double().log()
+    settings = Settings([1, 2], [0.1], [0.5], Setting(1, 0.1, 0.5))
+
+    def votes(k, temperature):
+        return torch.tensor([[0.0, 1.0] if k == 2 else [1.0, 0.0]] * 30 + [[1.0, 0.0]]).double().log()
+
+    assert choose_setting(settings, own, votes, task, targets, texts).k == (2 if convinced else 1)

@@ -85,7 +85,17 @@ def test_context_is_looked_up_by_its_id(tmp_path):
         TASK.read([record(context=None, context_id="p1")])
     write_jsonl(tmp_path / "contexts.jsonl", [{"id": "p1"}])
     with pytest.raises(CorpusError, match=r"contexts.jsonl line 1: field 'text' is missing"):
-        task.read(by_id)
+        QuestionAnswering(contexts=path).read(by_id)
+
+
+def test_contexts_are_read_once_however_often_records_are(tmp_path):
+    path = tmp_path / "contexts.jsonl"
+    write_jsonl(path, [{"id": "1", "text": "w1 w2"}])
+    task = QuestionAnswering(contexts=str(path), context_words=6)
+    asked = {"question": "w3", "context_id": "1", "answers": {"text": ["w1"], "answer_start": [0]}}
+    (first,) = task.read([Record(asked, "data/a.jsonl", 1)])
+    path.unlink()
+    assert task.read([Record(asked, "data/a.jsonl", 1)]) == [first]
 
 
 @pytest.mark.parametrize(
