@@ -15,12 +15,14 @@ import pytest
 import yaml
 
 from peft_rag.benchmark import runner
+from peft_rag.benchmark.pieces import cell_piece
 from peft_rag.benchmark.plan import make_plan
 from peft_rag.benchmark.results import read_result
 from peft_rag.benchmark.runner import run_plan
-from peft_rag.benchmark.suite import Suite
+from peft_rag.benchmark.suite import Suite, read_suite
 from peft_rag.cli import main
 from peft_rag.errors import ConfigError
+from tests.benchmark.test_work import finish
 
 MakeSuite = Callable[..., Suite]
 
@@ -220,17 +222,15 @@ def test_mistake_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 @pytest.mark.slow
 def test_killed_benchmark_goes_on_to_the_same_results(mapping: dict[str, Any], tmp_path: Path) -> None:
+    """The results of processes, one of them killed and the rest by a second runner, are those of one process."""
     suite = tmp_path / "suite.yaml"
     small = {"methods": ["lora"], "fusions": ["none", "knn"], "seeds": [0], "budget": {"max_steps": 4, "trials": 2}}
     suite.write_text(yaml.safe_dump({**mapping, **small}))
-
-    def command(folder: str) -> list[str]:
-        arguments = ["benchmark", str(suite), "--output", str(tmp_path / folder), "--no-report"]
-        return [sys.executable, "-m", "peft_rag", *arguments]
-
+    command = [sys.executable, "-m", "peft_rag", "benchmark", str(suite), "--output", str(tmp_path / "cut")]
+    command.append("--no-report")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run(command("whole"), env=environment, check=True, capture_output=True)
-    first = subprocess.Popen(command("cut"), env=environment, stdout=subprocess.DEVNULL)
+
+    first = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     trial = tmp_path / "cut/toy/trials/kinds-lora-1.json"
     while not trial.exists():
         time.sleep(0.05)
@@ -242,10 +242,13 @@ def test_killed_benchmark_goes_on_to_the_same_results(mapping: dict[str, Any], t
     first.wait()
     assert psutil.wait_procs(workers, timeout=30)[1] == []
     assert not (tmp_path / "cut/toy/kinds-lora-knn-s0.json").exists()
-    subprocess.run(command("cut"), env=environment, check=True, capture_output=True)
+    subprocess.run(command, env=environment, check=True, capture_output=True)
     assert trial.stat().st_mtime_ns == written
+    cut = json.loads((tmp_path / "cut/toy/kinds-lora-knn-s0.json").read_text())
 
-    whole, cut = (json.loads((tmp_path / name / "toy/kinds-lora-knn-s0.json").read_text()) for name in ("whole", "cut"))
+    cell = next(cell for cell in make_plan(read_suite(suite)).cells if cell.fusion.name == "knn")
+    whole = json.loads(json.dumps(finish(cell_piece(cell, tmp_path / "whole"), tmp_path / "whole")))
     assert whole["status"] == "done"
-    for name in ("arms", "targets", "tuning", "audit", "fusion_settings", "suite_fingerprint", "sources", "command"):
+    for name in ("arms", "targets", "tuning", "audit", "fusion_settings", "suite_fingerprint", "command"):
         assert whole[name] == cut[name]
+    assert cut["sources"].items() <= whole["sources"].items()  # this process has seen other modules too
