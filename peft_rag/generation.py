@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -136,28 +136,65 @@ def write_tokens(
     bare = [replace(example, labels=None) for example in examples]
     given = replace(split, examples=bare) if split is not None else model.split(bare)
     rows = model.encode(given, fusion=fusion)
-    reading = fusion or model.effective_fusion
-    options = task.decoding | decoding
-    schema = options.pop(JSON_SCHEMA, None)
-    if schema is not None and task.choices:
-        raise ConfigError("the artefact's task.choices and decoding.json_schema both say what may be written.")
-    grammar = None if schema is None else SchemaGrammar(schema, model.tokenizer)
-    memory = model.memory() if reading.needs_labels else None
-    mixed = reading.next_token(memory)
-    forbidden = memory.rows_of(given.forbidden) if memory is not None else ()
+    manner = _manner(model, fusion or model.effective_fusion, given, streamer, task.decoding | decoding)
     model.eval()
     written = [Written("", 0.0, ())] * len(rows)
     with tqdm(
         total=len(rows), desc=progress, unit="text", disable=not (progress and model.progress_bars), leave=False
     ) as bar:
         for chosen in _batches([tokens_in(row) for row in rows], batch_size, equal=_virtual_tokens(model)):
-            batch = [rows[place] for place in chosen]
-            hidden = [forbidden[place] for place in chosen] if forbidden else ()
-            answers = _written(model, reading, batch, mixed, hidden, streamer, options, grammar)
+            answers = _written(model, [rows[place] for place in chosen], manner.of(chosen))
             for place, answer in zip(chosen, answers, strict=True):
                 written[place] = answer
             bar.update(len(chosen))
     return written
+
+
+@dataclass(frozen=True)
+class _Manner:
+    """How texts are written.
+
+    Attributes:
+        fusion: how their inputs are read.
+        mixed: what mixes neighbours' tokens in, if anything does.
+        forbidden: the remembered decisions that each text must not see; none where nothing is forbidden.
+        streamer: takes tokens as they come.
+        decoding: names of `transformers.GenerationConfig`.
+        grammar: what alone may be written, if that is told.
+    """
+
+    fusion: Fusion
+    mixed: NeighbourTokens | None
+    forbidden: Sequence[Collection[int]]
+    streamer: Any
+    decoding: Mapping[str, Any]
+    grammar: SchemaGrammar | None
+
+    def of(self, places: Sequence[int]) -> _Manner:
+        """Return that of some of the texts."""
+        return replace(self, forbidden=[self.forbidden[place] for place in places] if self.forbidden else ())
+
+
+def _manner(
+    model: RetrievalAugmentedModel, fusion: Fusion, split: Split, streamer: Any, decoding: dict[str, Any]
+) -> _Manner:
+    """Return how texts are written to a split.
+
+    Raises:
+        ConfigError: a schema and choices both say what may be written.
+    """
+    schema = decoding.pop(JSON_SCHEMA, None)
+    if schema is not None and cast(Generation, model.task).choices:
+        raise ConfigError("the artefact's task.choices and decoding.json_schema both say what may be written.")
+    memory = model.memory() if fusion.needs_labels else None
+    return _Manner(
+        fusion,
+        fusion.next_token(memory),
+        memory.rows_of(split.forbidden) if memory is not None else (),
+        streamer,
+        decoding,
+        None if schema is None else SchemaGrammar(schema, model.tokenizer),
+    )
 
 
 def _virtual_tokens(model: RetrievalAugmentedModel) -> bool:
@@ -191,31 +228,21 @@ def _check_mixture(model: RetrievalAugmentedModel, decoding: dict[str, Any]) -> 
         )
 
 
-def _written(
-    model: RetrievalAugmentedModel,
-    fusion: Fusion,
-    rows: Sequence[dict[str, Any]],
-    mixed: NeighbourTokens | None,
-    forbidden: Sequence[Collection[int]],
-    streamer: Any,
-    decoding: dict[str, Any],
-    grammar: SchemaGrammar | None,
-) -> list[Written]:
-    task, tokenizer = model.task, model.tokenizer
-    assert isinstance(task, Generation)
+def _written(model: RetrievalAugmentedModel, rows: Sequence[dict[str, Any]], manner: _Manner) -> list[Written]:
+    task, tokenizer, fusion, mixed = cast(Generation, model.task), model.tokenizer, manner.fusion, manner.mixed
     goes_on = model.decoder_start is None
     batch = collate(rows, tokenizer.pad_token_id, left=goes_on)
     batch = {name: tensor.to(model.device) for name, tensor in batch.items() if name != "pooled_mask"}
     begin = int(batch["input_ids"].shape[1]) if goes_on else 1
-    options = _options(task, streamer, decoding)
-    hearing = nullcontext() if mixed is None else mixed.listening(head_of(model.backbone), forbidden)
+    options = _options(task, manner)
+    hearing = nullcontext() if mixed is None else mixed.listening(head_of(model.backbone), manner.forbidden)
     with torch.no_grad(), quiet_peft(), hearing, fusion.prompt(batch, model.fusion_module, goes_on=goes_on) as prompt:
         if prompt.mixture is not None:
             _check_mixture(model, options)
         writer, inputs = writer_of(model.backbone, prompt, model.decoder_start)
         processors: list[Any] = [one for one in (prompt.mixture, mixed) if one is not None]
-        if grammar is not None:
-            processors.append(SchemaWriting(grammar, prompt=begin, longest=int(options["max_new_tokens"])))
+        if manner.grammar is not None:
+            processors.append(SchemaWriting(manner.grammar, prompt=begin, longest=int(options["max_new_tokens"])))
         if task.choices:  # last, for neighbours may speak for other tokens
             processors.append(PrefixConstrainedLogitsProcessor(only(task, begin), int(options.get("num_beams") or 1)))
         written = writer.generate(
@@ -229,28 +256,22 @@ def _written(
     each = len(new) // sum(counts)
     first = [each * sum(counts[:place]) for place in range(len(counts))]
     answers = [_answer(tokenizer, new[place].tolist(), steps[place].tolist()) for place in first]
-    if grammar is not None:
+    if manner.grammar is not None:
         check_json([one.text for one in answers])
     return answers
 
 
-def _options(task: Generation, streamer: Any, decoding: dict[str, Any]) -> dict[str, Any]:
-    """Return what transformers' ``generate`` is told of how to write.
-
-    Args:
-        task: its settings.
-        streamer: takes tokens as they come.
-        decoding: the task's own among them.
-    """
+def _options(task: Generation, manner: _Manner) -> dict[str, Any]:
+    """Return what transformers' ``generate`` is told of how to write."""
     tokenizer = task.tokenizer
     options: dict[str, Any] = {"max_new_tokens": task.target_length, "pad_token_id": tokenizer.pad_token_id}
     if tokenizer.eos_token_id is not None:
         options["eos_token_id"] = tokenizer.eos_token_id
-    options |= {"do_sample": False, **decoding}
+    options |= {"do_sample": False, **manner.decoding}
     if "stop_strings" in options:
         options["tokenizer"] = tokenizer
-    if streamer is not None:
-        options["streamer"] = streamer
+    if manner.streamer is not None:
+        options["streamer"] = manner.streamer
     return options
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,12 +125,7 @@ def run(config: RunConfig, say: Say = print, *, observe: Observe | None = None) 
         if not state.is_main_process:
             return RunResult(output, {})
         prepared = with_tuned_neighbours(prepared)
-        checked = prepared.model.outputs(prepared.validation, progress="validation")
-        if config.head_refit:
-            refit_head(prepared, checked, tell)
-        targets = prepared.splits.task.targets(prepared.test.examples)
-        after, outputs = measure_after(prepared, checked, tell, fallback=config.fallback)
-        answers = Answers(before | after, targets, texts | write_after(prepared), outputs)
+        answers = _answered(prepared, config, before, texts, tell)
         if observe is not None:
             observe(prepared, answers)
         arms = scores_of(prepared, answers)
@@ -157,6 +152,18 @@ def run(config: RunConfig, say: Say = print, *, observe: Observe | None = None) 
     return RunResult(output, measured, answers)
 
 
+def _answered(
+    prepared: Prepared, config: RunConfig, before: Mapping[str, Tensor], texts: Mapping[str, list[str]], say: Say
+) -> Answers:
+    """Let the trained model answer, after what is chosen on validation has been; add what was answered before it."""
+    checked = prepared.model.outputs(prepared.validation, progress="validation")
+    if config.head_refit:
+        refit_head(prepared, checked, say)
+    targets = prepared.splits.task.targets(prepared.test.examples)
+    after, outputs = measure_after(prepared, checked, say, fallback=config.fallback)
+    return Answers({**before, **after}, targets, {**texts, **write_after(prepared)}, outputs)
+
+
 def prepare(config: RunConfig, working: Path, say: Say) -> Prepared:
     """Read the data, load the models, attach the method, retrieve what is learned from; nothing is trained yet.
 
@@ -166,13 +173,8 @@ def prepare(config: RunConfig, working: Path, say: Say) -> Prepared:
     check_neighbours(config, fusion)
     check_query_tower(config, fusion)
     splits = read_data(config)
-    say(
-        f"data: {len(splits.train):,} train, {len(splits.validation):,} validation, {len(splits.test):,} test, "
-        f"{len(splits.corpus):,} documents"
-    )
-    for name, left_out in splits.left_out.items():
-        for line in [*left_out.lines(name), *(f"{name}: {note}" for note in splits.task.notes(getattr(splits, name)))]:
-            say(line)
+    for line in _data_lines(splits):
+        say(line)
     check_task(config, fusion, splits.task)
     check_backbone(config, fusion, splits.task)
     check_corpus(fusion, splits)
@@ -197,18 +199,13 @@ def prepare(config: RunConfig, working: Path, say: Say) -> Prepared:
     tower = query_tower(config, knowledge)
     backbone = load_backbone(config.backbone_name, head=splits.task.backbone_head)
     model = RetrievalAugmentedModel(
-        backbone,
-        splits.task,
-        fusion,
-        knowledge,
-        max_length=config.max_length,
-        head_dropout=max(config.dropout, 0.0),
+        backbone, splits.task, fusion, knowledge, max_length=config.max_length, head_dropout=max(config.dropout, 0.0)
     )
     splits = replace(splits, task=model.task)
     if config.long_inputs == WITHIN_DOCUMENT:
         model.long_inputs[model.adapter] = _long_inputs(config, model, splits)
-    method_options = config.part_options("method")
-    say(str(model.attach(config.method, last_layers=config.last_layers or None, **method_options)))
+    attached = model.attach(config.method, last_layers=config.last_layers or None, **config.part_options("method"))
+    say(str(attached))
     if tower is not None:
         model.search_with(tower)
         say(f"query tower: {tower.report}")
@@ -217,6 +214,17 @@ def prepare(config: RunConfig, working: Path, say: Say) -> Prepared:
     if config.on_bad_record == SKIP:
         splits = _readable(model, splits, say)
     return Prepared(model, splits, arguments, *retrieved(model, splits, search=fusion.reads_neighbours))
+
+
+def _data_lines(splits: Splits) -> Iterator[str]:
+    """Say how much data there is, what of it was left out, and what its task has to note."""
+    yield (
+        f"data: {len(splits.train):,} train, {len(splits.validation):,} validation, {len(splits.test):,} test, "
+        f"{len(splits.corpus):,} documents"
+    )
+    for name, left_out in splits.left_out.items():
+        yield from left_out.lines(name)
+        yield from (f"{name}: {note}" for note in splits.task.notes(getattr(splits, name)))
 
 
 def with_voters(prepared: Prepared) -> Prepared:

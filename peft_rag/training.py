@@ -153,18 +153,8 @@ def train(
     learned, checked = (dropout or RetrievalDropout()).rows(model, train_split), None
     if arguments.eval_strategy != "no":
         checked = Rows(model.candidates(validation_split), examples=validation_split.examples)
-    trainer = ExamplesTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=learned,
-        eval_dataset=checked,
-        data_collator=model.collate,
-        callbacks=[EarlyStoppingCallback(early_stopping_patience)] if early_stopping_patience else [],
-    )
+    trainer = _trainer(model, learned, checked, arguments, early_stopping_patience, say)
     trainer.objective = objective or Objective()
-    for shipped in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(shipped)
-    trainer.add_callback(Progress(say, model.task.main_metric, bar=not arguments.disable_tqdm))
     checkpoint = _last_checkpoint(Path(arguments.output_dir)) if resume else None
     begun = time.perf_counter()
     result = trainer.train(resume_from_checkpoint=checkpoint)
@@ -173,6 +163,29 @@ def train(
     seen = len(train_split) * result.metrics.get("epoch", arguments.num_train_epochs)
     best = int(trainer.state.best_global_step or 0) if arguments.load_best_model_at_end else 0
     return TrainingReport(seconds, seen / seconds, int(trainer.state.global_step), best)
+
+
+def _trainer(
+    model: RetrievalAugmentedModel,
+    learned: Rows,
+    checked: Rows | None,
+    arguments: TrainingArguments,
+    early_stopping_patience: int,
+    say: Callable[[str], None],
+) -> ExamplesTrainer:
+    """Return a trainer of encoded examples that reports progress in this package's way."""
+    trainer = ExamplesTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=learned,
+        eval_dataset=checked,
+        data_collator=model.collate,
+        callbacks=[EarlyStoppingCallback(early_stopping_patience)] if early_stopping_patience else [],
+    )
+    for shipped in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(shipped)
+    trainer.add_callback(Progress(say, model.task.main_metric, bar=not arguments.disable_tqdm))
+    return trainer
 
 
 class Progress(ProgressCallback):
