@@ -229,7 +229,7 @@ def test_a_run_counts_what_it_leaves_out_and_is_that_on_the_rest(soiled: dict[st
 def test_the_corpus_of_training_data_lacks_what_is_left_out_and_is_found_again(
     soiled: dict[str, Any], tmp_path: Path
 ) -> None:
-    run_quietly({**soiled, "validation": ""})
+    run_quietly({**soiled, "validation": "", "fusion.weight": 0.5})
     manifest = json.loads((tmp_path / "out/peft_rag.json").read_text())
     about = manifest["knowledge"]["corpus"]
     assert (about["documents"], about["on_bad_record"], about["left_out"]) == (30, "skip", ["long"])

@@ -151,7 +151,12 @@ def test_scores_are_split_by_what_stands_in_the_corpus_too(
     odd = [{"id": word, "text": f"{word} {word} {word}", "label": label} for word, label in words.items()]
     fresh = [*toy_records(17, 3), *odd]
     mixed = [*({**record, "text": record["text"].upper()} for record in known[:4]), *fresh]
-    config = settings(tiny_bert, {**toy_data, "test": write_jsonl(tmp_path / "mixed.jsonl", mixed)}, tmp_path / "out")
+    config = settings(
+        tiny_bert,
+        {**toy_data, "test": write_jsonl(tmp_path / "mixed.jsonl", mixed)},
+        tmp_path / "out",
+        **{"fusion.weight": 0.5},
+    )
     lines: list[str] = []
     result = run(from_mapping(config), say=lines.append)
     overlap, answers = result.metrics["overlap"], result.answers

@@ -158,7 +158,7 @@ def test_names_of_labels_are_examples_and_documents_that_an_artefact_reads_again
     assert [(one.id, one.text, one.labels) for one in added] == [(f"label:{name}", name, (name,)) for name in labels]
     assert len(named.corpus) == len(splits.corpus) + len(labels)
     assert named.validation == splits.validation
-    config = configured(label_documents=True, num_train_epochs=1)
+    config = configured(label_documents=True, num_train_epochs=1, **{"fusion.weight": 0.5})
     run(config, lambda line: None)
     model = load(config.output)
     assert model.knowledge is not None

@@ -39,7 +39,9 @@ def finish(piece: Piece, folder: Path) -> dict[str, Any]:
 def test_cell_file_holds_arms_costs_tuning_and_what_made_it(
     toy_suite: MakeSuite, tmp_path: Path, fusion: str, arms: set[str]
 ) -> None:
-    cells = {cell.name: cell for cell in make_plan(toy_suite()).cells}
+    options = {"fusion.weight": 0.5} if fusion == "knn" else {"fusion.k": 1, "max_length": 48}
+    suite = toy_suite(fusions=["none", {"name": fusion, "options": options}])
+    cells = {cell.name: cell for cell in make_plan(suite).cells}
     result = finish(cell_piece(cells[f"kinds-lora-{fusion}-s0"], tmp_path), tmp_path)
 
     assert result["status"] == "done", result["error"]

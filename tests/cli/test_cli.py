@@ -22,7 +22,14 @@ def trained(peft_rag: Run, tiny_bert: str, toy_data: dict[str, str], tmp_path: P
     lines += [f"backbone: {tiny_bert}", f"encoder: {tiny_bert}", "method: {name: lora, r: 4}", "learning_rate: 1e-2"]
     run_file.write_text("\n".join([*lines, "max_length: 32", f"output: {tmp_path / 'out'}"]))
     status, out, _ = peft_rag(
-        "train", str(run_file), "--num_train_epochs=3", "--disable-tqdm", "--fusion.space", "tuned"
+        "train",
+        str(run_file),
+        "--num_train_epochs=3",
+        "--disable-tqdm",
+        "--fusion.space",
+        "tuned",
+        "--fusion.weight",
+        "0.5",
     )
     assert status == 0
     for arm in ("untrained", "retrieval alone", "without retrieval", "with retrieval"):
