@@ -222,7 +222,8 @@ def _fill(model: RetrievalAugmentedModel, folder: Path, manifest: Mapping[str, A
         model.long_inputs[name] = restore_long_inputs(manifest["long_inputs"], learned, encoder, model.tokenizer)
     if tower is not None and model.knowledge is not None:
         model.search_with(QueryTower.restored(model.knowledge, tower, folder / _TOWER))
-    model.saved_as[name] = sha256_of_json([manifest["files"], model.source.fingerprint])
+    about = [manifest["files"], manifest["task"], manifest.get("long_inputs"), model.source.fingerprint]
+    model.saved_as[name] = sha256_of_json(about)
     model.requires_grad_(False)
     model.eval()
 
@@ -359,7 +360,8 @@ def _knowledge(manifest: Mapping[str, Any], task: Task, corpus: str | Corpus | N
     else:
         fields = replace(fields, source=corpus or fields.source)
         documents = read_corpus(fields, task)
-    if documents.fingerprint != stored["corpus"]["fingerprint"] and not allowed:
+    exchanged = documents.fingerprint != stored["corpus"]["fingerprint"]
+    if exchanged and not allowed:
         raise FingerprintError(_another_corpus(stored["corpus"], documents, fields.source))
     about = stored["retriever"]
     retriever = make_retriever(about["name"], about["encoder"], about["options"], fields.source)
@@ -374,7 +376,7 @@ def _knowledge(manifest: Mapping[str, Any], task: Task, corpus: str | Corpus | N
         about["name"],
         about["encoder"],
         about["options"],
-        asdict(fields),
+        asdict(fields) | {"exchanged": exchanged or stored["corpus"].get("exchanged", False)},
         min_score=stored.get("min_score"),
         leak_threshold=stored.get("leak_threshold", 0.0),
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_rag.corpus import Corpus
-from peft_rag.errors import ConfigError, RetrievalError
+from peft_rag.errors import ConfigError, DataError, RetrievalError
 from peft_rag.fusion.base import Split
 from peft_rag.parts import make_part
 from peft_rag.places import cache_folder
@@ -142,7 +142,7 @@ class Knowledge:
 
         Of a text whose answer is known they may then give it away: measuring must leave those out that are the text.
         """
-        return not self.fields.get("is_training_data", False)
+        return bool(self.fields.get("exchanged")) or not self.fields.get("is_training_data", False)
 
     @property
     def vector_size(self) -> int:
@@ -178,7 +178,12 @@ class Knowledge:
     def to_dict(self) -> dict[str, Any]:
         """Return what an artefact must remember to know this knowledge again."""
         return {
-            "corpus": self.fields | {"fingerprint": self.corpus.fingerprint, "documents": len(self.corpus)},
+            "corpus": {
+                "source": self.corpus.name,
+                **self.fields,
+                "fingerprint": self.corpus.fingerprint,
+                "documents": len(self.corpus),
+            },
             "retriever": {
                 "name": self.retriever_name,
                 "options": self.retriever_options,
@@ -222,6 +227,17 @@ def find_for(
         documents = [knowledge.corpus[position] for position, _ in found]
         opened.append(task.opened(example, documents, learn=learn))
     return replace(split, examples=opened)
+
+
+def answers_alone(task: Task, corpus: Corpus) -> bool:
+    """Say whether documents can answer by themselves: each bears labels, and none that the task does not know."""
+    if not (task.one_decision and task.votes and all(document.labels for document in corpus)):
+        return False
+    try:
+        task.targets([task.example_of(document, "") for document in corpus])
+    except (DataError, RetrievalError):
+        return False
+    return True
 
 
 def split_for(

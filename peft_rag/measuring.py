@@ -64,11 +64,12 @@ def measure_before(prepared: Prepared, say: Say) -> dict[str, Tensor]:
     """
     from peft_rag.frozen_features import frozen_outputs
     from peft_rag.fusion.none import NoFusion
+    from peft_rag.knowledge import answers_alone
 
     model, task = prepared.model, prepared.splits.task
     outputs = frozen_outputs(model, prepared.test, fusion=NoFusion(), progress="untrained model")
     answers = {"untrained": outputs.log_probs}
-    if task.one_decision and task.votes and all(document.labels for document in prepared.splits.corpus):
+    if answers_alone(task, prepared.splits.corpus):
         answers["retrieval_alone"] = _retrieval_alone(prepared, outputs)
     examples = prepared.test.examples
     for arm, given in answers.items():

@@ -44,12 +44,12 @@ def retrieved(
     Where a tower is to choose, the frozen encoder finds what it chooses from; once it is given, it finds what is read.
     """
     from peft_rag.fusion.knn import KnnFusion
-    from peft_rag.knowledge import find_for
+    from peft_rag.knowledge import answers_alone, find_for
 
     knowledge, fusion = model.knowledge, model.fusion
     assert knowledge is not None
     separate = not splits.fields.is_training_data
-    votes = splits.task.one_decision and splits.task.votes and all(d.labels for d in splits.corpus)
+    votes = answers_alone(splits.task, splits.corpus)
     voters = KnnFusion(space="retriever").neighbours_wanted if votes and tower is None else 0
     read = fusion.neighbours_wanted
     if model.tower is not None and tower is None:

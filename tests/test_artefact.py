@@ -58,6 +58,17 @@ def test_load_gives_the_same_outputs_bit_for_bit(tiny_bert: str, tmp_path: Path,
     assert names == expected | {"metrics.json", "README.md"}
 
 
+def test_what_is_kept_of_a_saved_model_is_that_of_its_task_too(saved: Path, tmp_path: Path) -> None:
+    """Two artefacts may hold the same tensors and read texts differently."""
+    other = tmp_path / "other"
+    shutil.copytree(saved, other)
+    manifest = json.loads((other / "peft_rag.json").read_text())
+    manifest["task"]["settings"]["text_field"] = "body"
+    (other / "peft_rag.json").write_text(json.dumps(manifest))
+    kept = [load(str(folder)).saved_as["default"] for folder in (saved, saved, other)]
+    assert kept[0] == kept[1] != kept[2]
+
+
 @pytest.mark.parametrize("family", ["t5", "bart", "encoder_decoder"])
 def test_encoder_of_an_encoder_decoder_is_a_backbone(tiny_bert: str, tmp_path: Path, family: str) -> None:
     folder = tmp_path / family

@@ -208,6 +208,19 @@ def test_a_saved_model_is_measured_without_the_documents_that_its_run_left_out(
     assert as_asked["accuracy"].value < scores["accuracy"].value
 
 
+@pytest.mark.parametrize("fusion", ["none", "concat"])
+def test_documents_of_labels_that_the_task_does_not_know_answer_nothing_alone(
+    tiny_bert: str, toy_data: dict[str, str], tmp_path: Path, fusion: str
+) -> None:
+    known = [*toy_records(20, 1), {"text": "oak and fir", "label": "tree"}]
+    changes = {"fusion": fusion, "corpus": write_jsonl(tmp_path / "corpus.jsonl", known), "max_steps": 2}
+    metrics = finish(tiny_bert, toy_data, tmp_path / "out", **changes)
+    assert "retrieval_alone" not in metrics["arms"]
+    assert "without_retrieval" in metrics["arms"]
+    with pytest.raises(PeftRagError, match="tree"):
+        finish(tiny_bert, toy_data, tmp_path / "voted", **changes | {"fusion": "knn"})
+
+
 def test_overlap_encodes_nothing_a_second_time(
     tiny_bert: str, toy_data: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -443,6 +456,8 @@ def test_artefact_for_another_backbone_or_corpus_is_refused(
     with pytest.raises(FingerprintError, match=r"with a corpus of 60 documents .* 'changed.jsonl' has 61"):
         load(str(tmp_path / "out"), corpus=changed)
     grown = load(str(tmp_path / "out"), corpus=changed, allow_corpus_mismatch=True)
+    assert grown.knowledge is not None
+    assert grown.knowledge.separate
     assert grown.predict(["apple pear plum"])[0].labels == ("fruit",)
 
 

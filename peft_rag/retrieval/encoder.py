@@ -103,11 +103,14 @@ class SentenceEncoder:
 
     @cached_property
     def fingerprint(self) -> str:
-        """``sha256:<hex>`` over weights, vocabulary, pooling and maximal length; not over the name."""
+        """``sha256:<hex>`` over weights, vocabulary, pooling, maximal length and default prompt; not over the name."""
         model = self.model
         pooling = [getattr(module, "pooling_mode", None) for module in model]
         vocabulary = sha256_of_json(model.tokenizer.get_vocab())
         parts = [weights_fingerprint(model.state_dict().items()), vocabulary, pooling, model.max_seq_length]
+        prompt = (model.prompts or {}).get(model.default_prompt_name or "")
+        if prompt:
+            parts += [prompt, [getattr(module, "include_prompt", None) for module in model]]
         return sha256_of_json(parts)
 
     def encode(self, texts: Sequence[str], progress: str | None = None) -> NDArray[np.float32]:

@@ -23,6 +23,14 @@ def minilm():
 
 
 @needs_minilm
+def test_fingerprint_follows_the_prompt_that_texts_are_put_in(minilm):
+    prompted = SentenceEncoder(MINILM, device="cpu")
+    prompted.model.prompts, prompted.model.default_prompt_name = {"ask": "query: "}, "ask"
+    assert not np.allclose(prompted.encode(["a cat"]), minilm.encode(["a cat"]), atol=1e-3)
+    assert prompted.fingerprint != minilm.fingerprint
+
+
+@needs_minilm
 def test_encode_gives_unit_vectors_in_the_order_of_the_texts(minilm):
     texts = [
         "a cat",
