@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
 from collections import defaultdict
@@ -240,6 +241,8 @@ def hold_out(
 ) -> tuple[list[Example], list[Example]]:
     """Split examples into those kept and a share held out, stratified by label; a class keeps one example at least.
 
+    What the classes before it were too small to give a class makes up for by one example, and by no more.
+
     Raises:
         DataError: nothing can be held out.
     """
@@ -247,9 +250,9 @@ def hold_out(
     owed = 0.0
     for label, places in sorted(_places(examples, stratum).items()):
         owed += share * len(places)
-        count = min(round(owed), len(places) - 1)
+        count = min(round(owed), len(places) - 1, math.ceil(share * len(places)) + 1)
         held.update(random.Random(f"{seed} {label}").sample(places, max(count, 0)))
-        owed -= count
+        owed = min(owed - count, 1.0)
     if not held:
         raise DataError(
             f"{len(examples)} training examples are too few to hold out a share of {share} for validation. "

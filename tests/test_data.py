@@ -56,6 +56,12 @@ def test_hold_out_never_takes_the_last_example_of_a_class():
     assert set(labels(held)) == {"c"}
 
 
+def test_hold_out_takes_no_more_of_a_class_for_the_rare_ones_before_it():
+    rare = {f"a{number}": 1 for number in range(300)}
+    kept, held = hold_out(examples({**rare, "z": 40, "zz": 40}), 0.1, 0)
+    assert (labels(kept)["z"], labels(kept)["zz"], len(held)) == (35, 36, 9)
+
+
 def test_hold_out_depends_on_the_seed_and_on_nothing_else():
     given = examples({"a": 40, "b": 40})
     assert hold_out(given, 0.2, seed=1) == hold_out(list(given), 0.2, seed=1)

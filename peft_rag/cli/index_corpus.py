@@ -56,6 +56,7 @@ def documents(known: argparse.Namespace, encoder: Any) -> Iterator[Document]:
         label_field=known.label_field,
         id_field=known.id_field,
         group_field=known.group_field,
+        named=getattr(known, "replace", False),
     )
     if not known.chunk:
         return stream

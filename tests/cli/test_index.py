@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from peft_rag.cli.index import SUBCOMMANDS
+from peft_rag.retrieval.store import IndexStore
 from tests.cli.conftest import Run
 from tests.conftest import write_jsonl
 
@@ -43,6 +44,11 @@ def test_an_index_lives_through_every_command(
     assert status == 2
     assert err.splitlines()[-1].startswith("CorpusError: id '3-3' is in the index")
     assert "added: 1 documents, in place of 1; " in index("add", folder, "--corpus", update, "--replace")[1]
+    nameless = write_jsonl(tmp_path / "nameless.jsonl", [{"text": "tin and zinc"}])
+    status, _, err = index("add", folder, "--corpus", nameless, "--replace")
+    assert status == 2
+    assert "nameless.jsonl line 1: has no id in field 'id', so that it is not said which document" in err
+    assert len(IndexStore.open(Path(folder))) == 87
 
     status, out, _ = index("search", folder, "apple pear plum", "--k", 2, "--label", "new")
     hits = [json.loads(line) for line in out.splitlines()]
