@@ -187,7 +187,7 @@ def _write_projection(folder: Path, name: str, shards: Shards, rows: NDArray[np.
     """Write the directions that the graph will compare, from a sample of rows; return the file, or nothing if all."""
     import numpy as np
 
-    if not 0 < settings.graph_dimensions < shards.dimension:
+    if not len(rows) or not 0 < settings.graph_dimensions < shards.dimension:
         return ""
     sample = rows[np.unique(np.linspace(0, len(rows) - 1, SAMPLE).astype(np.int64))]
     directions = principal_directions(shards.vectors(sample), settings.graph_dimensions, settings.metric)

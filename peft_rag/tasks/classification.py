@@ -88,9 +88,15 @@ class Classification(Task):
         return replace(example, spans=tuple(spans))
 
     def shown_labels(self, document: Document) -> str:
-        """Write a document's labels, and before them the parts that they are about: ``Paris → France: capital of``."""
+        """Write a document's labels, and before them the parts that they are about: ``Paris → France: capital of``.
+
+        Fields of a document that only share the name of a mark are none.
+        """
         labels = super().shown_labels(document)
-        spans = self.example_of(document, f"document '{document.id}'").spans if labels else ()
+        try:
+            spans = self.example_of(document, f"document '{document.id}'").spans if labels else ()
+        except DataError:
+            spans = ()
         parts = [document.text[slice(*span)] for span in spans]
         return f"{' → '.join(parts)}: {labels}" if parts else labels
 

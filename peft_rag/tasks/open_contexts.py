@@ -58,7 +58,8 @@ def opened(example: Example, found: Sequence[Document], write: Write, *, learn: 
         context += JOINT if context else ""
         places[name] = len(context)
         context += text
-    labels = None if example.labels is None else tuple(_moved(one, places.get(own)) for one in example.labels)
+    stands = places.get(own, NOWHERE)
+    labels = example.labels and tuple(_moved(one, texts.get(own, ""), stands) for one in example.labels)
     ids = {document.id for document in found}
     passages = [
         Passage(name, begin + place, begin + place + len(texts[name]), found=name in ids)
@@ -75,10 +76,15 @@ def _own(given: Passage | None, example: Example, found: Sequence[Document]) -> 
     return next((one.id for one in found if one.id == given.id or text_key(one.text) == key), "")
 
 
-def _moved(label: str, by: int | None) -> str:
+def _moved(label: str, passage: str, begin: int) -> str:
+    """Return an answer that is marked in a context as one in the passages, where ``passage``, the context, begins.
+
+    The passage may be the context in another writing, of other white space: the answer is then looked for.
+    """
     answer = Answer.read(label)
-    start = NOWHERE if by is None or answer.start == NOWHERE else answer.start + by
-    return str(replace(answer, start=start))
+    start = answer.start if passage.startswith(answer.text, max(answer.start, 0)) else passage.find(answer.text)
+    known = NOWHERE not in (begin, answer.start, start)
+    return str(Answer(answer.text, begin + start if known else NOWHERE))
 
 
 def read_pieces(

@@ -135,7 +135,10 @@ class TokenClassification(Task):
         spans = tuple(_cut(document.text, self.words or "letters"))
         if len(spans) != len(document.labels):
             return ", ".join(document.labels)
-        parts = self.named_parts(Example(document.id, document.text, spans=spans), document.labels)
+        try:
+            parts = self.named_parts(Example(document.id, document.text, spans=spans), document.labels)
+        except DataError:  # a label of the whole text, which has one word
+            return ", ".join(document.labels)
         return ", ".join(f"{document.text[slice(*span)]} ({kind})" for span, kind in parts) or "nothing"
 
     def targets(self, examples: Sequence[Example]) -> Tensor:

@@ -181,6 +181,16 @@ def test_compacting_leaves_stored_vectors_as_they_are(tmp_path, points):
     assert after == {name: score for name, score in before.items() if name != "d3"}
 
 
+def test_an_emptied_index_is_compacted_and_filled_again(tmp_path, points):
+    settings = StoreSettings(exact_below=0, graph_dimensions=8)
+    store = IndexStore.build(tmp_path / "index", documents(0, 20), points, settings)
+    store.delete([f"d{n}" for n in range(20)])
+    store.compact()
+    assert len(store) == 0
+    store.add(documents(20, 25))
+    assert len(store.search(["21 text"], 3)[0]) == 3
+
+
 def test_update_replaces_text_labels_and_vector(store):
     assert store.update([Document("d5", "quite another", ("new",))]) == 1
     assert (len(store), store.get(["d5"])[0].labels) == (100, ("new",))

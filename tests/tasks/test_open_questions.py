@@ -81,6 +81,12 @@ def test_the_answer_is_marked_in_the_given_context_alone():
     assert [(one.id, one.found) for one in found.passages] == [("b", True), ("a", True)]
 
 
+def test_the_answer_is_found_in_its_context_in_another_writing():
+    for text in ("W6  w7", "w6\n w7", "w6 w7"):
+        beside = TASK.opened(learned(), [A, Document("x", text)], learn=False)
+        assert words_of(beside)[TASK.targets([beside])[0, 0] - 1] == "w7"
+
+
 def test_an_answer_whose_context_is_not_found_is_not_learned_but_still_right():
     opened = TASK.opened(learned(), [A, Document("d", "w7 w20")], learn=False)
     assert TASK.targets([opened]).tolist() == [[-1, -1]]

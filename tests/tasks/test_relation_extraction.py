@@ -111,6 +111,8 @@ def test_documents_of_a_corpus_of_its_own_are_marked_by_their_fields():
     assert TASK.shown_labels(document) == "Paris → France: capital of"
     assert TASK.shown_labels(Document("d", "Paris", ("part of",))) == "part of"
     assert TASK.shown_labels(Document("d", "Paris")) == ""
+    other = Document("d", "Paris, France", ("news",), metadata={"head": "Paris", "tail": 1})
+    assert TASK.shown_labels(other) == "news"
     wrong = Document("d", "Paris", ("part of",), metadata={"head": [0, 9], "tail": [0, 2]})
     with pytest.raises(DataError, match=r"corpus 'c' document 'd': 'head' \[0, 9\] lies outside"):
         TASK.example_of(wrong, "corpus 'c' document 'd'")

@@ -177,6 +177,7 @@ def test_each_word_is_marginalised_over_the_inputs_that_hold_it():
 def test_entities_shown_to_a_reader():
     assert TASK.shown_labels(Document("d", "Ada in New York", ("B-a", "O", "B-b", "I-b"))) == "Ada (a), New York (b)"
     assert TASK.shown_labels(Document("d", "so what", ("O", "O"))) == "nothing"
+    assert TASK.shown_labels(Document("d", "Paris", ("city",))) == "city"
 
 
 def test_decoding_gives_each_text_its_own_words():
