@@ -1,10 +1,15 @@
-"""Which device a model runs on: the one that was named, or the best there is."""
+"""Which device models and encoders run on: the one that was named, or the best there is."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
 from peft_rag.errors import ConfigError
+
+_named: torch.device | None = None
 
 
 def accelerator_available() -> bool:
@@ -13,7 +18,7 @@ def accelerator_available() -> bool:
 
 
 def chosen_device(name: str | None = None) -> torch.device:
-    """Return the device of that name, or without one the accelerator, or else the processor.
+    """Return the device of that name; without one what `computing_on` named, or the accelerator, or the processor.
 
     Args:
         name: as torch has it, e.g. ``cuda``, ``cuda:1``, ``mps`` or ``cpu``.
@@ -25,7 +30,9 @@ def chosen_device(name: str | None = None) -> torch.device:
         ConfigError: torch has no such device, or not on this machine.
     """
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if accelerator_available() else "cpu")
+        return _named or torch.device(
+            "cuda" if torch.cuda.is_available() else "mps" if accelerator_available() else "cpu"
+        )
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
@@ -33,3 +40,24 @@ def chosen_device(name: str | None = None) -> torch.device:
         why = str(error).splitlines()[0].rstrip(" .")
         raise ConfigError(f"device '{name}' is not to be had here: {why}. Leave --device out for the best.") from error
     return device
+
+
+@contextmanager
+def computing_on(name: str | None) -> Iterator[None]:
+    """Inside the block, let whatever names no device of its own compute on this one, or on the best there is for None.
+
+    It holds for the whole process, sentence encoders included, whichever index or artefact they come with.
+
+    >>> with computing_on("cpu"):
+    ...     chosen_device()
+    device(type='cpu')
+
+    Raises:
+        ConfigError: torch has no such device, or not on this machine.
+    """
+    global _named
+    before, _named = _named, None if name is None else chosen_device(name)
+    try:
+        yield
+    finally:
+        _named = before

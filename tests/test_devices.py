@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from peft_rag.devices import accelerator_available, chosen_device
+from peft_rag.devices import accelerator_available, chosen_device, computing_on
 from peft_rag.errors import ConfigError
 
 
@@ -16,3 +16,27 @@ def test_no_name_is_the_accelerator_if_there_is_one() -> None:
 def test_device_that_cannot_be_used_is_refused_with_its_name(name: str) -> None:
     with pytest.raises(ConfigError, match=f"device '{name}' is not to be had here: .* Leave --device out"):
         chosen_device(name)
+
+
+def test_encoders_and_runs_leave_an_accelerator_alone_that_was_not_named(
+    tiny_bert: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from peft_rag.retrieval.encoder import SentenceEncoder
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert chosen_device().type == "cuda"
+    with computing_on("cpu"):
+        assert chosen_device().type == "cpu"
+        assert SentenceEncoder(tiny_bert).model.device.type == "cpu"
+        with computing_on(None):
+            assert chosen_device().type == "cuda"
+        assert chosen_device().type == "cpu"
+    assert chosen_device().type == "cuda"
+    assert SentenceEncoder(tiny_bert, device="cpu").model.device.type == "cpu"
+
+
+def test_a_device_that_is_refused_changes_nothing() -> None:
+    before = chosen_device()
+    with pytest.raises(ConfigError, match="not to be had here"), computing_on("cuda:99"):
+        raise AssertionError("the block is not entered")
+    assert chosen_device() == before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from peft_rag import __version__
 from peft_rag.cli import backbone, benchmark, evaluate, index, plugins, predict, recommend, train
@@ -52,10 +53,20 @@ def _dispatch(words: list[str]) -> None:
     parser = _parser()
     words, parts = split_part_options(words)
     known, rest = parser.parse_known_args(words)
-    if hasattr(known, "run"):
-        known.run(known, [*rest, *parts])
-    else:
+    if not hasattr(known, "run"):
         parser.print_help()
+        return
+    with _on_device(getattr(known, "device", None)):
+        known.run(known, [*rest, *parts])
+
+
+def _on_device(name: str | None) -> AbstractContextManager[None]:
+    """Return a block in which the command computes on the device it names; without one torch need not be imported."""
+    if name is None:
+        return nullcontext()
+    from peft_rag.devices import computing_on
+
+    return computing_on(name)
 
 
 def _parser() -> argparse.ArgumentParser:

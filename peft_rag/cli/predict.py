@@ -40,7 +40,9 @@ def add_artefact_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--text-field", "--text_field", help="field that holds the text, if not as in training")
     parser.add_argument("--batch-size", "--batch_size", type=int, default=64, help="texts run at once (64)")
-    parser.add_argument("--device", help="where the model runs: cuda, cuda:1, cpu, … (an accelerator, if there is one)")
+    parser.add_argument(
+        "--device", help="what to compute on, models and search: cuda, cuda:1, cpu, … (an accelerator, if there is one)"
+    )
     parser.add_argument(
         "--on-bad-record",
         "--on_bad_record",
@@ -59,7 +61,6 @@ def load_artefact(known: argparse.Namespace) -> RetrievalAugmentedModel:
 
     hold_back_chatter()
     read_manifest(locate(known.artefact))
-    device = chosen_device(known.device)
     model = load(
         known.artefact,
         corpus=known.corpus,
@@ -67,7 +68,7 @@ def load_artefact(known: argparse.Namespace) -> RetrievalAugmentedModel:
         allow_backbone_mismatch=known.allow_backbone_mismatch,
         allow_corpus_mismatch=known.allow_corpus_mismatch,
     )
-    model.to(device)
+    model.to(chosen_device())
     return model
 
 

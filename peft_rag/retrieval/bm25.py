@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import unicodedata
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -148,9 +150,27 @@ def terms(text: str) -> list[str]:
 
 
 def _new_scorer(k1: float, b: float) -> Any:
-    import bm25s
+    with _hidden("jax"):
+        import bm25s
 
     return bm25s.BM25(k1=k1, b=b, method="lucene", backend="numpy", csc_backend="numpy")
+
+
+@contextmanager
+def _hidden(module: str) -> Iterator[None]:
+    """Inside the block, let an import find that a module is not installed.
+
+    Where there is JAX, bm25s starts it on being imported, and JAX then takes three quarters of the accelerator's memory
+    from the model. It would choose the best scores with it, which is done here.
+    """
+    loaded = sys.modules.get(module)
+    sys.modules[module] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[module]
+        if loaded is not None:
+            sys.modules[module] = loaded
 
 
 def _restore(scorer: Any, scores: dict[str, Any], vocabulary: dict[str, int], documents: int) -> None:

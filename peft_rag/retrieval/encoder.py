@@ -47,7 +47,7 @@ class SentenceEncoder:
         Args:
             name: a model of the hub, at its newest or as ``NAME@REVISION`` at a branch, tag or commit; a folder; or a
                 model that an installed package ships.
-            device: where it runs, e.g. ``cuda``; the best there is if None.
+            device: where it runs, e.g. ``cuda``; if None, where this process computes (`peft_rag.devices`).
             batch_size: how many texts are encoded at once.
             max_length: tokens after which a text is cut; the model's own limit if None.
             cache: a folder in which vectors are kept, so that the same texts are encoded once; not kept if
@@ -73,11 +73,14 @@ class SentenceEncoder:
         """
         from sentence_transformers import SentenceTransformer
 
+        from peft_rag.devices import chosen_device
+
+        device = str(chosen_device(self.device))
         location = self._location if self._wanted else model_location(self._location)
         local = location != self._location or Path(location).is_dir() or hub_forbidden() or not hub_reachable()
         try:
             with quiet_transformers():
-                model = SentenceTransformer(location, device=self.device, revision=self._wanted, local_files_only=local)
+                model = SentenceTransformer(location, device=device, revision=self._wanted, local_files_only=local)
         except Exception as error:
             reason = (str(error).strip() or "no reason given").split("\n")[0][:200].rstrip(".")
             raise BackboneError(

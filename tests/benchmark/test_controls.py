@@ -134,7 +134,8 @@ def test_concat_controls_change_what_is_read_and_nothing_else(
         row = dict(row) | {"pooled_mask": [int(place < border) for place in range(len(row["input_ids"]))]}
         model.eval()
         with torch.no_grad():
-            return model(**model.collate([row]))["log_probs"][0]
+            batch = {name: value.to(model.device) for name, value in model.collate([row]).items()}
+            return model(**batch)["log_probs"][0].cpu()
 
     order = np.random.default_rng(5).permutation(len(corpus))
     assert split.neighbours is not None

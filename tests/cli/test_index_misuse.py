@@ -142,11 +142,10 @@ def test_wrong_judgements_and_recalls_are_named(here: Path, fails: Fails) -> Non
 
 
 def test_another_encoder_is_refused_by_dimension_and_by_weights(here: Path, fails: Fails, tiny_bert: str) -> None:
-    import torch
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(tiny_bert)
-    next(model.parameters()).data += torch.ones(1)
+    next(model.parameters()).data += 1
     model.save(str(here / "other"))
     message = fails("search", "kb", "apple", "--encoder", "other")
     assert message.startswith(f"FingerprintError: the index 'kb' was built with the encoder '{tiny_bert}' sha256:")

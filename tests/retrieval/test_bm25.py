@@ -1,5 +1,8 @@
 import json
 import math
+import os
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
@@ -118,3 +121,35 @@ def test_progress_is_shown_only_with_a_title(corpus, capsys):
     assert capsys.readouterr().err == ""
     retriever.index(corpus, progress="corpus")
     assert "corpus: 100%" in capsys.readouterr().err
+
+
+def test_searching_does_not_start_jax_which_would_take_the_accelerators_memory(tmp_path):
+    lax = tmp_path / "jax/lax.py"
+    lax.parent.mkdir()
+    (tmp_path / "jax/__init__.py").write_text("")
+    lax.write_text("def top_k(scores, k):\n    raise SystemExit('JAX was started')\n")
+    code = """
+import sys
+from peft_rag.corpus import Corpus, Document
+from peft_rag.retrieval.bm25 import BM25Retriever
+retriever = BM25Retriever()
+retriever.index(Corpus([Document("a", "red cars"), Document("b", "blue cars")]))
+print(retriever.search(["red"], 1).positions.tolist(), "jax" in sys.modules)
+import jax.lax
+print(jax.lax.top_k.__module__)
+"""
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert (done.stdout, done.returncode) == ("[[0]] False\njax.lax\n", 0), done.stderr
+
+
+def test_jax_that_is_in_use_is_still_there_afterwards(corpus, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax", math)
+    BM25Retriever().index(corpus)
+    assert sys.modules["jax"] is math
