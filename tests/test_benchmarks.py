@@ -56,8 +56,9 @@ def test_benchmarks_page_shows_what_was_measured_of_the_retrieval_engine() -> No
     assert block("benchmarks/README.md", "retrieval") == retrieval.markdown(measured)
 
 
-def test_benchmarks_page_shows_what_was_measured_of_training() -> None:
-    assert block("benchmarks/README.md", "training") == training.markdown(stored("training")["default"])
+@pytest.mark.parametrize(("marker", "name"), training.SHOWN.items())
+def test_benchmarks_page_shows_what_was_measured_of_training(marker: str, name: str) -> None:
+    assert block("benchmarks/README.md", marker) == training.markdown(stored("training")[name])
 
 
 def test_training_table_compares_round_by_round_and_shows_the_range() -> None:
@@ -78,11 +79,12 @@ def test_training_table_compares_round_by_round_and_shows_the_range() -> None:
 
 def test_training_tables_are_put_between_the_markers(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text("before\n<!-- training -->\nold\n<!-- end -->\nafter <!-- end -->\n", encoding="utf-8")
+    other = "<!-- training on an accelerator -->\nstays\n<!-- end -->\n"
+    page.write_text(f"{other}<!-- training -->\nold\n<!-- end -->\nafter <!-- end -->\n", encoding="utf-8")
     result = stored("training")["default"]
-    training.write(page, result)
+    training.write(page, "training", result)
     shown = page.read_text(encoding="utf-8")
-    assert shown == f"before\n<!-- training -->\n{training.markdown(result)}<!-- end -->\nafter <!-- end -->\n"
+    assert shown == f"{other}<!-- training -->\n{training.markdown(result)}<!-- end -->\nafter <!-- end -->\n"
 
 
 def test_texts_of_one_length_have_at_least_that_many_tokens(tmp_path: Path) -> None:

@@ -354,7 +354,7 @@ def test_gate_of_nothing_needs_no_corpus_and_searches_nothing(
 
     monkeypatch.setattr("peft_rag.knowledge.precompute_neighbours", refuse)
     assert model.split(seen[0].test.examples).neighbours is None
-    closed = load(str(tmp_path / "closed"))
+    closed = load(str(tmp_path / "closed")).to(model.device)
     assert closed.knowledge is None
     texts = [example.text for example in seen[0].test.examples]
     assert closed.predict(texts, explain=True) == closed.predict(texts) == model.predict(texts, explain=True)

@@ -1,6 +1,6 @@
 """Stored measurements of training as Markdown: ``python -m benchmarks.training.table`` prints them all.
 
-``--write`` puts the one that the page shows between its markers.
+``--write`` puts those that the page shows between their markers.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from benchmarks.training.side import BARE
 
 _HEAD = ("examples/s", "÷ bare", "peak memory", "÷ bare", "first step after", "− bare", "accuracy")
 _PAGE = Path(__file__).parents[1] / "README.md"
+SHOWN = {"training": "default", "training on an accelerator": "accelerator"}
+"""The markers of the page, and the measurement that stands behind each."""
+
 Rounds = Sequence[Mapping[str, float]]
 
 
@@ -25,12 +28,12 @@ def markdown(result: Mapping[str, Any]) -> str:
     return "\n".join(_comparison(one) for one in result["comparisons"])
 
 
-def write(page: Path, result: Mapping[str, Any]) -> None:
+def write(page: Path, marker: str, result: Mapping[str, Any]) -> None:
     """Put the tables of a measurement into a page, between its markers."""
     text = page.read_text(encoding="utf-8")
-    block = f"<!-- training -->\n{markdown(result)}<!-- end -->"
+    block = f"<!-- {marker} -->\n{markdown(result)}<!-- end -->"
     page.write_text(
-        re.sub(r"<!-- training -->\n.*?<!-- end -->", lambda _: block, text, count=1, flags=re.DOTALL), "utf-8"
+        re.sub(rf"<!-- {marker} -->\n.*?<!-- end -->", lambda _: block, text, count=1, flags=re.DOTALL), "utf-8"
     )
 
 
@@ -70,4 +73,5 @@ if __name__ == "__main__":
     for name, result in stored("training").items():
         print(f"{name}\n\n{markdown(result)}")
     if "--write" in sys.argv[1:]:
-        write(_PAGE, stored("training")["default"])
+        for marker, name in SHOWN.items():
+            write(_PAGE, marker, stored("training")[name])
