@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import regex
 
 from peft_rag.errors import ConfigError
 from peft_rag.files import new_folder, write_text
@@ -25,9 +26,10 @@ FORMAT = 1
 TERMS = "terms.json"
 ARRAYS = ("data", "indices", "indptr")
 
+# regex, unlike re, takes combining marks (Indic vowel signs, Thai tones, accents) for a part of their letter's word.
 # Scripts that are written without spaces: each of their characters is a term, as in Lucene's StandardTokenizer.
 _UNSPACED = r"\u3040-\u309f\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_TERM = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
+_TERM = regex.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
 
 
 class BM25Retriever(Retriever):
@@ -146,7 +148,8 @@ def terms(text: str) -> list[str]:
     >>> terms("Don't re-index the ﬁle_name: 検索!")
     ['don', 't', 're', 'index', 'the', 'file', 'name', '検', '索']
     """
-    return _TERM.findall(unicodedata.normalize("NFKC", text).casefold())
+    found: list[str] = _TERM.findall(unicodedata.normalize("NFKC", text).casefold())
+    return found
 
 
 def _new_scorer(k1: float, b: float) -> Any:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import regex
 from typing_extensions import Self
 
 from peft_rag.errors import ConfigError, DataError, RetrievalError
@@ -36,9 +36,10 @@ if TYPE_CHECKING:
     from peft_rag.corpus import Document
     from peft_rag.evaluation.bootstrap import Score
 
+# regex, unlike re, takes combining marks (Indic vowel signs, Thai tones, accents) for a part of their letter's word.
 # Kana and Han characters are words each: no spaces stand between theirs.
 _ALONE = r"\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_ALONE}]|[^\W{_ALONE}]+|[^\w\s]")
+_WORD = regex.compile(rf"(?V1)[{_ALONE}]|[[\w\p{{No}}]--[{_ALONE}]]+|[^\w\s]")
 _UNREAD = -1
 
 

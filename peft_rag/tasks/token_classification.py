@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+import regex
 from typing_extensions import Self
 
 from peft_rag.decisions import Decisions
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from peft_rag.corpus import Document
     from peft_rag.evaluation.bootstrap import Score
 
-_WORDS = {"spaces": re.compile(r"\S+"), "letters": re.compile(r"\w+|[^\w\s]")}
+# regex, unlike re, takes combining marks (Indic vowel signs, Thai tones, accents) for a part of their letter's word.
+_WORDS = {"spaces": regex.compile(r"\S+"), "letters": regex.compile(r"[\w\p{No}]+|[^\w\s]")}
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,12 @@ def test_document_without_terms_among_others_is_never_found():
     assert {position for position, _ in retriever.search(["red"], 3).row(0)} == {0, 2}
 
 
+def test_a_combining_mark_is_a_part_of_its_word():
+    assert terms("के की हिन्दी") == ["के", "की", "हिन्दी"]
+    assert terms("ภาษาที่") == ["ภาษาที่"]
+    assert terms("cafe\u0301 café x² ① a_b") == ["café", "café", "x2", "1", "a", "b"]
+
+
 def test_order_of_the_words_of_a_query_makes_no_difference(corpus):
     retriever = BM25Retriever()
     retriever.index(corpus)

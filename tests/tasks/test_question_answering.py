@@ -70,6 +70,10 @@ def test_question_and_context_become_one_text_with_a_span_for_each_word():
     assert read().labels == ()
     mixed = read(context="in 東京 x²-1")
     assert [mixed.text[begin:end] for begin, end in mixed.spans] == ["in", "東", "京", "x²", "-", "1"]
+    marks = read(context="हिन्दी की भाषा ภาษาที่ cafe\u0301.")
+    assert [marks.text[begin:end] for begin, end in marks.spans] == [
+        "हिन्दी", "की", "भाषा", "ภาษาที่", "cafe\u0301", ".",
+    ]  # fmt: skip
 
 
 def test_context_is_looked_up_by_its_id(tmp_path):

@@ -46,6 +46,9 @@ def test_spans_of_characters_become_tags_of_words():
     answer = TASK.answer(given, given.labels)
     assert [{k: v for k, v in entity.items() if k != "text"} for entity in answer["entities"]] == spans
     assert [entity["text"] for entity in answer["entities"]] == ["New York", "Ada"]
+    marked = read(text="नयी दिल्ली x² cafe\u0301", spans=[{"start": 0, "end": 10, "label": "place"}])
+    assert [marked.text[begin:end] for begin, end in marked.spans] == ["नयी", "दिल्ली", "x²", "cafe\u0301"]
+    assert marked.labels == ("B-place", "I-place", "O", "O")
 
 
 @pytest.mark.parametrize(
