@@ -114,11 +114,7 @@ class Corpus(Sequence[Document]):
     @cached_property
     def fingerprint(self) -> str:
         """``sha256:<hex>`` over ids, texts and labels in their order, and over spans where there are any."""
-        digest = hashlib.sha256()
-        for document in self._documents:
-            about = [document.id, document.text, document.labels, *([document.spans] if document.spans else [])]
-            digest.update(json.dumps(about).encode() + b"\n")
-        return f"sha256:{digest.hexdigest()}"
+        return corpus_fingerprint(self._documents)
 
     @cached_property
     def texts(self) -> list[str]:
@@ -140,6 +136,15 @@ class Corpus(Sequence[Document]):
 
     def __repr__(self) -> str:
         return f"Corpus({self.name!r}, {len(self):,} documents)"
+
+
+def corpus_fingerprint(documents: Iterable[Document]) -> str:
+    """Return `Corpus.fingerprint` of documents, which need not be held all at once."""
+    digest = hashlib.sha256()
+    for document in documents:
+        about = [document.id, document.text, document.labels, *([document.spans] if document.spans else [])]
+        digest.update(json.dumps(about).encode() + b"\n")
+    return f"sha256:{digest.hexdigest()}"
 
 
 def text_key(text: str) -> str:

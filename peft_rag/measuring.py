@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from peft_rag.retrieval.base import NO_POSITION
+from peft_rag.retrieval.chunks import cut_from
 from peft_rag.tasks.generation import Generation
 
 if TYPE_CHECKING:
@@ -22,11 +23,11 @@ def found_lines(prepared: Prepared) -> list[str]:
     wanted = [number for number, example in enumerate(test.examples) if example.documents]
     if not wanted or test.neighbours is None or knowledge is None:
         return []
-    places = {document.id: place for place, document in enumerate(knowledge.corpus)}
-    right = [{places[name] for name in test.examples[row].documents if name in places} for row in wanted]
-    hits = sum(
-        bool(known & {place for place, _ in test.neighbours.row(row)}) for row, known in zip(wanted, right, strict=True)
-    )
+    hits = 0
+    for row in wanted:
+        found = (knowledge.corpus[place] for place, _ in test.neighbours.row(row))
+        named = set(test.examples[row].documents)
+        hits += any(document.id in named or cut_from(document) in named for document in found)
     return [
         f"retrieval: {hits:,} of {len(wanted):,} test examples ({hits / len(wanted):.1%}) find a document that their "
         f"record names among {test.neighbours.k} neighbours"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from peft_rag.corpus import Corpus
+    from peft_rag.corpus import Corpus, Document
     from peft_rag.records import Record
     from peft_rag.retrieval.base import Neighbours, Retriever
     from peft_rag.retrieval.neighbours import Query
@@ -52,7 +52,9 @@ def add_to(subcommands: Any) -> None:
     parser = _parser(subcommands, "evaluate", "measure how good retrieval is", _EVALUATE)
     parser.add_argument("--qrels", help="judgements of relevance in TREC's format")
     parser.add_argument(
-        "--relevant-field", "--relevant_field", help="field of a query with the ids of its relevant documents"
+        "--relevant-field",
+        "--relevant_field",
+        help="field of a query with the ids of its relevant documents; a chunk counts as its document",
     )
     parser.add_argument(
         "--retriever",
@@ -195,13 +197,21 @@ def _measure(
         seconds = time.perf_counter() - started
     if judgements is not None:
         rankings = {
-            query.id: [corpus[position].id for position, _ in found.row(row)] for row, query in enumerate(queries)
+            query.id: _ranking([corpus[place] for place, _ in found.row(row)], judgements.get(query.id, {}))
+            for row, query in enumerate(queries)
         }
         scores = score_rankings(rankings, judgements, known.k)
         names = {f"recall@{known.k}": scores.recall, f"MRR@{known.k}": scores.mrr, f"nDCG@{known.k}": scores.ndcg}
         result |= {**names, "judged queries": scores.queries}
     encoded = " after encoding" if against_exact else ""
     return {**result, **against_exact, f"queries/s{encoded}": len(queries) / max(seconds, 1e-9)}
+
+
+def _ranking(found: Sequence[Document], judged: Collection[str]) -> list[str]:
+    """Return the ids of what was found, best first: a chunk counts as its document, unless it is judged itself."""
+    from peft_rag.retrieval.chunks import cut_from
+
+    return list(dict.fromkeys(one.id if one.id in judged else cut_from(one) for one in found))
 
 
 def _against_exact(

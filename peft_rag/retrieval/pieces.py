@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from peft_rag.retrieval.chunks import CHUNK_NUMBER, cut_from
+from peft_rag.retrieval.chunks import cut_from
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,11 +29,9 @@ def stored_pieces(shards: Shards, deleted: NDArray[np.bool_], names: Collection[
     found = {name: [row] for name, row in shards.find(names, deleted).items()}
     wanted = pyarrow.array(sorted(set(names)), pyarrow.string())
     for shard in shards.shards:
-        ids = shard.table.column("id")
-        stems = pyarrow.compute.replace_substring_regex(ids, pattern=CHUNK_NUMBER, replacement="")
-        likely = pyarrow.compute.and_(
-            pyarrow.compute.is_in(stems, value_set=wanted), pyarrow.compute.not_equal(stems, ids)
-        )
+        if shard.stems is None:
+            continue
+        likely = pyarrow.compute.is_in(shard.stems, value_set=wanted)
         rows = np.flatnonzero(np.array(likely.to_pylist(), dtype=bool) & ~deleted[shard.start : shard.stop])
         for row, document in zip(rows.tolist(), shard.documents(rows), strict=True):
             whole = cut_from(document)

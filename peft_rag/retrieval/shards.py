@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_rag.corpus import Document
 from peft_rag.errors import CorpusError, RetrievalError, ShapeError
+from peft_rag.retrieval.chunks import CHUNK_NUMBER
 from peft_rag.retrieval.manifest import ShardEntry, write_durably
 from peft_rag.retrieval.precision import unpack
 from peft_rag.retrieval.vectors import check_finite, normalise
@@ -58,6 +60,16 @@ class Shard:
     def stop(self) -> int:
         """The row number after its last document."""
         return self.start + self.entry.rows
+
+    @cached_property
+    def stems(self) -> Any:
+        """The ids without what a chunk's adds to its document's, as Arrow strings; None where none looks like that."""
+        import pyarrow.compute
+
+        ids = self.table.column("id")
+        if not pyarrow.compute.any(pyarrow.compute.match_substring_regex(ids, CHUNK_NUMBER)).as_py():
+            return None
+        return pyarrow.compute.replace_substring_regex(ids, pattern=CHUNK_NUMBER, replacement="")
 
     def ids(self, rows: NDArray[np.int64]) -> list[str]:
         """Return the ids of rows, counted from the shard's first."""
@@ -219,15 +231,7 @@ def documents_digest(documents: Sequence[Document]) -> str:
     digest = hashlib.sha256()
     for document in documents:
         row = [document.id, document.text, document.labels, document.group, _metadata(document)]
-        digest.update(json.dumps(row).encode() + b"\n")
-    return f"sha256:{digest.hexdigest()}"
-
-
-def corpus_fingerprint(documents: Iterable[Document]) -> str:
-    """Return what `Corpus.fingerprint` returns for the same documents, without holding them all."""
-    digest = hashlib.sha256()
-    for document in documents:
-        digest.update(json.dumps([document.id, document.text, document.labels]).encode() + b"\n")
+        digest.update(json.dumps([*row, *([document.spans] if document.spans else [])]).encode() + b"\n")
     return f"sha256:{digest.hexdigest()}"
 
 
@@ -262,13 +266,17 @@ def write_shard(folder: Path, name: str, documents: Sequence[Document], stored: 
     import pyarrow.ipc
 
     entry = ShardEntry(name, len(documents), documents_digest(documents))
-    columns = ("id", "text", "labels", "group", "metadata")
-    kinds = (pyarrow.string(), pyarrow.large_string(), pyarrow.list_(pyarrow.string()), *(pyarrow.string(),) * 2)
-    schema = pyarrow.schema(list(zip(columns, kinds, strict=True)))
-    rows = [
-        dict(zip(columns, (one.id, one.text, list(one.labels), one.group, _metadata(one)), strict=True))
-        for one in documents
-    ]
+    schema = pyarrow.schema(
+        {
+            "id": pyarrow.string(),
+            "text": pyarrow.large_string(),
+            "labels": pyarrow.list_(pyarrow.string()),
+            "group": pyarrow.string(),
+            "metadata": pyarrow.string(),
+            "spans": pyarrow.list_(pyarrow.list_(pyarrow.int64(), 2)),
+        }
+    )
+    rows = [_as_row(document) for document in documents]
 
     def write_documents(file: Any) -> None:
         with pyarrow.ipc.new_stream(file, schema) as stream:
@@ -286,5 +294,11 @@ def _metadata(document: Document) -> str:
     return json.dumps(dict(document.metadata), ensure_ascii=True, default=str)
 
 
+def _as_row(document: Document) -> dict[str, Any]:
+    plain = {"id": document.id, "text": document.text, "labels": document.labels, "group": document.group}
+    return {**plain, "metadata": _metadata(document), "spans": document.spans}
+
+
 def _from_row(row: dict[str, Any]) -> Document:
-    return Document(row["id"], row["text"], tuple(row["labels"]), row["group"], json.loads(row["metadata"]))
+    spans = tuple((begin, end) for begin, end in row.get("spans") or ())
+    return Document(row["id"], row["text"], tuple(row["labels"]), row["group"], json.loads(row["metadata"]), spans)

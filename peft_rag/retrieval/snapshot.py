@@ -12,6 +12,7 @@ from peft_rag.errors import RetrievalError, ShapeError
 from peft_rag.retrieval.base import Neighbours, check_exclude, check_k
 from peft_rag.retrieval.graph import StoredGraph
 from peft_rag.retrieval.manifest import Manifest, check_files, damaged, read_manifest, unreadable
+from peft_rag.retrieval.pieces import stored_pieces
 from peft_rag.retrieval.ranking import Candidates, Exclude, rank_exactly
 from peft_rag.retrieval.shards import Shards
 from peft_rag.retrieval.vectors import check_finite, empty_neighbours, normalise
@@ -66,7 +67,7 @@ class Snapshot:
                 snapshot = cls._open(folder, manifest)
             except FileNotFoundError as error:
                 missing = Path(error.filename or "a file").name
-                if read_manifest(folder).generation == manifest.generation:
+                if read_manifest(folder) == manifest:
                     raise damaged(folder, missing) from None
                 continue
             except (OSError, ValueError) as error:
@@ -235,8 +236,11 @@ class Snapshot:
 
 
 def excluded_rows(snapshot: Snapshot, exclude: Sequence[Any] | None) -> list[frozenset[int]] | None:
-    """Turn, for each query, ids that must not be found into rows; ids that are not stored exclude nothing."""
+    """Turn, for each query, ids that must not be found into rows; ids that are not stored exclude nothing.
+
+    The id of a document that was cut into chunks stands for all of them.
+    """
     if exclude is None:
         return None
-    rows = snapshot.shards.find({name for ids in exclude for name in ids}, snapshot.deleted)
-    return [frozenset(rows[name] for name in ids if name in rows) for ids in exclude]
+    rows = stored_pieces(snapshot.shards, snapshot.deleted, {name for ids in exclude for name in ids})
+    return [frozenset(row for name in ids for row in rows.get(name, ())) for ids in exclude]

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_rag.corpus import Document
+from peft_rag.corpus import Document, corpus_fingerprint
 from peft_rag.errors import CorpusError, RetrievalError, ShapeError
 from peft_rag.retrieval.base import Encoder
 from peft_rag.retrieval.chunks import cut_from
@@ -20,7 +20,7 @@ from peft_rag.retrieval.manifest import (
     remove_unreferenced,
 )
 from peft_rag.retrieval.pieces import stored_pieces
-from peft_rag.retrieval.shards import Shards, corpus_fingerprint
+from peft_rag.retrieval.shards import Shards
 from peft_rag.retrieval.snapshot import Snapshot, excluded_rows
 from peft_rag.retrieval.writing import (
     Building,
@@ -155,7 +155,8 @@ class IndexStore:
         return len(self.snapshot)
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and bool(self.snapshot.shards.find([name], self.snapshot.deleted))
+        """Whether a document of that id is stored, whole or in chunks."""
+        return isinstance(name, str) and bool(stored_pieces(self.snapshot.shards, self.snapshot.deleted, [name]))
 
     def documents(self) -> Iterator[Document]:
         """Yield all documents in the order they were added, reading a few at a time."""
@@ -173,8 +174,8 @@ class IndexStore:
         return self.snapshot.shards.documents(np.array([rows[name] for name in ids], dtype=np.int64))
 
     def refresh(self) -> None:
-        """See what other processes have written since."""
-        if read_manifest(self.folder).generation != self.snapshot.manifest.generation:
+        """See what other processes have written since, an index built anew in the folder included."""
+        if read_manifest(self.folder) != self.snapshot.manifest:
             self.snapshot = Snapshot.open(self.folder)
 
     def search(
@@ -191,7 +192,8 @@ class IndexStore:
         Args:
             texts: the queries.
             k: how many to return; fewer come back where fewer are allowed.
-            exclude: for each query ids it must not find; nothing is filled back in.
+            exclude: for each query ids it must not find; that of a document which was cut into chunks excludes them
+                all. Nothing is filled back in.
             where: which documents may be found at all; asked once for each document, not for each candidate.
             progress: the title of a progress bar; none without.
 
@@ -340,7 +342,7 @@ class IndexStore:
     def _newest(self) -> Snapshot:
         """Return what the folder holds, with files checked, for a writer that has the lock."""
         snapshot = self.snapshot
-        if read_manifest(self.folder).generation == snapshot.manifest.generation:
+        if read_manifest(self.folder) == snapshot.manifest:
             check_files(self.folder, snapshot.manifest.files)
         else:
             snapshot = Snapshot.open(self.folder)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from peft_rag.corpus import text_key
 from peft_rag.errors import DataError
+from peft_rag.retrieval.chunks import START, cut_from
 from peft_rag.tasks.answers import NOWHERE, Answer
 from peft_rag.tasks.base import Example, Passage, Span
 
@@ -50,16 +51,16 @@ def opened(example: Example, found: Sequence[Document], write: Write, *, learn: 
     texts = {document.id: document.text for document in found}
     own = _own(given, example, found)
     if learn and given is not None:
-        others = [name for name in texts if name != own][: max(0, len(found) - 1)]
+        others = [name for name in texts if name not in own][: max(0, len(found) - 1)]
         texts = {given.id: example.text[given.begin : given.end]} | {name: texts[name] for name in others}
-        own = given.id
+        own = {given.id: 0}
     context, places = "", {}
     for name, text in texts.items():
         context += JOINT if context else ""
         places[name] = len(context)
         context += text
-    stands = places.get(own, NOWHERE)
-    labels = example.labels and tuple(_moved(one, texts.get(own, ""), stands) for one in example.labels)
+    pieces = [_Piece(texts[name], first, places[name]) for name, first in own.items()]
+    labels = example.labels and tuple(_moved(one, pieces) for one in example.labels)
     ids = {document.id for document in found}
     passages = [
         Passage(name, begin + place, begin + place + len(texts[name]), found=name in ids)
@@ -68,23 +69,40 @@ def opened(example: Example, found: Sequence[Document], write: Write, *, learn: 
     return replace(write(example.text[: begin - 1], context, example), labels=labels, passages=tuple(passages))
 
 
-def _own(given: Passage | None, example: Example, found: Sequence[Document]) -> str:
-    """Return the id of the passage that is the given context; empty where it was not found."""
+class _Piece(NamedTuple):
+    """What was read of a context: its text, where it begins in the context, and where in the passages."""
+
+    text: str
+    first: int
+    place: int
+
+
+def _own(given: Passage | None, example: Example, found: Sequence[Document]) -> dict[str, int]:
+    """Return the passages that are the given context or were cut from it, by id, with where each begins in it."""
     if given is None:
-        return ""
+        return {}
     key = text_key(example.text[given.begin : given.end])
-    return next((one.id for one in found if one.id == given.id or text_key(one.text) == key), "")
+    whole = {one.id: 0 for one in found if one.id == given.id or text_key(one.text) == key}
+    return whole or {one.id: int(one.metadata[START]) for one in found if cut_from(one) == given.id}
 
 
-def _moved(label: str, passage: str, begin: int) -> str:
-    """Return an answer that is marked in a context as one in the passages, where ``passage``, the context, begins.
+def _moved(label: str, pieces: Sequence[_Piece]) -> str:
+    """Return an answer that is marked in a context as one in the passages, among which pieces of the context are.
 
-    The passage may be the context in another writing, of other white space: the answer is then looked for.
+    A piece may be the context in another writing, of other white space: the answer is then looked for.
     """
     answer = Answer.read(label)
-    start = answer.start if passage.startswith(answer.text, max(answer.start, 0)) else passage.find(answer.text)
-    known = NOWHERE not in (begin, answer.start, start)
-    return str(Answer(answer.text, begin + start if known else NOWHERE))
+    if answer.start == NOWHERE:
+        return label
+    marked = [answer.start - piece.first for piece in pieces]
+    starts = [
+        start if start >= 0 and piece.text.startswith(answer.text, start) else NOWHERE
+        for piece, start in zip(pieces, marked, strict=True)
+    ]
+    if not any(start != NOWHERE for start in starts):
+        starts = [piece.text.find(answer.text) for piece in pieces]
+    stands = [piece.place + start for piece, start in zip(pieces, starts, strict=True) if start != NOWHERE]
+    return str(Answer(answer.text, stands[0] if stands else NOWHERE))
 
 
 def read_pieces(

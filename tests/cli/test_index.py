@@ -157,3 +157,32 @@ def test_chunks_are_found_replaced_and_deleted_with_their_document(index: Run, t
     )
     assert stored() == ["b#1#1", "a#1", "a#2"]
     assert index("verify", tmp_path / "kb")[0] == 0
+
+
+def test_a_document_in_chunks_is_excluded_and_judged_by_its_own_id(index: Run, tiny_bert: str, tmp_path: Path) -> None:
+    metal = "iron zinc tin nickel silver iron zinc tin nickel silver"
+    corpus = write_jsonl(
+        tmp_path / "corpus.jsonl", [{"id": "a", "text": metal}, {"id": "b", "text": "apple pear plum"}]
+    )
+    cut = ("--chunk", "tokens", "--chunk-size", 4, "--chunk-overlap", 1)
+    assert index("build", tmp_path / "kb", "--corpus", corpus, *cut, "--encoder", tiny_bert)[0] == 0
+
+    def found(*flags: str) -> set[str]:
+        printed = index("search", tmp_path / "kb", "iron zinc tin", "--k", 9, *flags)[1]
+        return {json.loads(line)["id"] for line in printed.splitlines()}
+
+    assert found() == {"a#1", "a#2", "a#3", "b#1"}
+    assert found("--exclude", "a") == {"b#1"}
+    assert found("--exclude", "a#2") == {"a#1", "a#3", "b#1"}
+    assert "no document 'c' in the index" in index("search", tmp_path / "kb", "iron", "--exclude", "c")[2]
+
+    rows = [
+        {"id": "q1", "text": "iron zinc tin", "answers": ["a"]},
+        {"id": "q2", "text": "apple pear", "answers": ["b#1"]},
+    ]
+    asked = write_jsonl(tmp_path / "asked.jsonl", rows)
+    scores = tmp_path / "scores.json"
+    flags = ("--queries", asked, "--relevant-field", "answers", "--k", 4, "--output", scores)
+    assert index("evaluate", tmp_path / "kb", *flags)[0] == 0
+    measured = json.loads(scores.read_text())["scores"]
+    assert (measured["recall@4"], measured["judged queries"]) == (1.0, 2)

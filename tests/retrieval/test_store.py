@@ -1,7 +1,9 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -78,6 +80,14 @@ def test_what_was_built_is_opened_with_all_that_a_document_holds(store, points):
     assert "nothing" not in opened
     assert opened.fingerprint == Corpus(documents(0, 100)).fingerprint
     assert opened.info()["graph"]["slots"] == 100
+
+
+def test_spans_of_documents_are_stored_and_part_of_their_fingerprint(tmp_path, points):
+    about = [replace(one, spans=((0, 1), (2, 6))) if n % 2 else one for n, one in enumerate(documents(0, 9))]
+    IndexStore.build(tmp_path / "index", about, points, SMALL)
+    opened = IndexStore.open(tmp_path / "index", points)
+    assert list(opened.documents()) == about
+    assert opened.fingerprint == Corpus(about).fingerprint != Corpus(documents(0, 9)).fingerprint
 
 
 def test_documents_are_readable_by_datasets(store):
@@ -282,6 +292,27 @@ def test_a_reader_keeps_what_it_opened_until_it_refreshes(store, points):
     assert "d3" not in reader
     reader.add(documents(200, 201))
     assert store.delete(["d200"]) == 1
+
+
+def test_an_index_built_anew_in_its_folder_is_not_taken_for_the_one_that_was_opened(tmp_path, points):
+    folder = tmp_path / "index"
+    reader = IndexStore.build(folder, documents(0, 40), points, SMALL)
+    writer = IndexStore.open(folder, points)
+    shutil.rmtree(folder)
+    IndexStore.build(folder, documents(50, 90), points, SMALL)
+    assert "d3" in reader
+    reader.refresh()
+    assert "d3" not in reader
+    assert "d53" in reader
+    assert writer.add(documents(100, 101)) == 1
+    assert [one.id for one in writer.documents()] == [f"d{n}" for n in (*range(50, 90), 100)]
+    before = reader.snapshot
+    writer.set_ef(77)
+    reader.refresh()
+    assert reader.snapshot is not before
+    before = reader.snapshot
+    reader.refresh()
+    assert reader.snapshot is before
 
 
 def test_files_of_others_are_left_alone_and_leftovers_removed(store):

@@ -87,6 +87,22 @@ def test_the_answer_is_found_in_its_context_in_another_writing():
         assert words_of(beside)[TASK.targets([beside])[0, 0] - 1] == "w7"
 
 
+def test_the_answer_is_marked_in_the_piece_that_was_cut_from_its_context():
+    given = read(context="w6 w7 w8 w6 w7", context_id="b", answers={"text": ["w7"], "answer_start": [12]})
+
+    def piece(number, text, start):
+        return Document(f"b#{number}", text, metadata={"document": "b", "start": start, "end": start + len(text)})
+
+    first, second = piece(1, "w6 w7 w8", 0), piece(2, "w8 w6 w7", 6)
+    beside = TASK.opened(given, [first, A, second], learn=False)
+    assert beside.labels == (f"w7 @{len('w6 w7 w8') + 2 + len(A.text) + 2 + 6}",)
+    assert TASK.opened(given, [first, A], learn=False).labels == ("w7 @3",)  # the same words at another place
+    assert TASK.opened(given, [piece(3, "w8 w6", 6), A], learn=False).labels == ("w7 @-1",)
+    learned_from = TASK.opened(given, [first, A, second], learn=True)
+    assert [one.id for one in learned_from.passages] == ["b", "a"]
+    assert learned_from.labels == ("w7 @12",)
+
+
 def test_an_answer_whose_context_is_not_found_is_not_learned_but_still_right():
     opened = TASK.opened(learned(), [A, Document("d", "w7 w20")], learn=False)
     assert TASK.targets([opened]).tolist() == [[-1, -1]]
