@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_rag.errors import ConfigError, RetrievalError
-from peft_rag.files import new_folder
+from peft_rag.files import new_folder, sha256_of_json
 from peft_rag.parts import make_part
 from peft_rag.registry import RETRIEVERS, load
 from peft_rag.retrieval.base import NO_POSITION, Encoder, Neighbours, Retriever
@@ -64,14 +64,19 @@ class HybridRetriever(Retriever):
                 raise ConfigError(f"hybrid option {option} must be a whole number of at least {least}, not {value!r}.")
         self.encoder = encoder
         self.rrf_k, self.depth = rrf_k, depth
-        self.parts = {FIRST: _make(encoder, first, first_options), SECOND: _make(encoder, second, second_options)}
         self._names = {FIRST: first, SECOND: second}
+        self.parts = {FIRST: _make(encoder, first, first_options), SECOND: _make(encoder, second, second_options)}
         if first == second and self.parts[FIRST].settings() == self.parts[SECOND].settings():
             raise ConfigError(f"hybrid fuses two retrievers, but both are '{first}'. Name another as first or second.")
 
     def settings(self) -> dict[str, Any]:
         options = {f"{place}_options": part.settings() for place, part in self.parts.items()}
         return {**self._names, "rrf_k": self.rrf_k, "depth": self.depth, **options}
+
+    def fingerprint_for(self, corpus_fingerprint: str) -> str:
+        """Return a hash of both retrievers, each by what decides its results, and of how they are fused."""
+        parts = [part.fingerprint_for(corpus_fingerprint) for part in self.parts.values()]
+        return sha256_of_json([self.name, self.rrf_k, self.depth, parts])
 
     def encoder_fingerprint(self) -> str:
         return next(filter(None, (part.encoder_fingerprint() for part in self.parts.values())), "")
@@ -120,16 +125,20 @@ class HybridRetriever(Retriever):
             FingerprintError: the encoder is not the one it was built with.
         """
         manifest = manifest_of(cls, folder, FORMAT)
-        retriever = cls(encoder or recorded_encoder(manifest), **manifest["settings"])
-        check_encoder(retriever, retriever.encoder, manifest, folder)
-        for place, made in list(retriever.parts.items()):
-            part = _load(type(made), folder / place, retriever.encoder)
-            if (part.settings(), part.corpus_fingerprint) != (made.settings(), manifest["corpus_fingerprint"]):
+        settings, corpus = manifest["settings"], manifest["corpus_fingerprint"]
+        retriever = cls.__new__(cls)
+        retriever.encoder = encoder or recorded_encoder(manifest)
+        retriever.rrf_k, retriever.depth = settings["rrf_k"], settings["depth"]
+        retriever._names = {place: settings[place] for place in (FIRST, SECOND)}
+        retriever.corpus_fingerprint, retriever.parts = corpus, {}
+        for place, name in retriever._names.items():
+            part = _load(load(RETRIEVERS, name), folder / place, retriever.encoder)
+            if (part.settings(), part.corpus_fingerprint) != (settings[f"{place}_options"], corpus):
                 raise RetrievalError(
                     f"'{folder / place}' belongs to another index. Remove '{folder}' and build it anew."
                 )
             retriever.parts[place] = part
-        retriever.corpus_fingerprint = manifest["corpus_fingerprint"]
+        check_encoder(retriever, retriever.encoder, manifest, folder)
         return retriever
 
 

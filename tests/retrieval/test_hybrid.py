@@ -6,6 +6,8 @@ import pytest
 from peft_rag.errors import ConfigError, FingerprintError, RetrievalError, UnknownRetrieverError
 from peft_rag.retrieval.base import Neighbours
 from peft_rag.retrieval.hybrid import HybridRetriever, fuse_rankings
+from peft_rag.retrieval.manifest import StoreSettings
+from peft_rag.retrieval.store import IndexStore
 
 
 def neighbours(*rows):
@@ -100,3 +102,21 @@ def test_load_refuses_another_encoder_and_parts_of_another_index(corpus, encoder
     assert manifest["retriever"] == "hybrid"
     with pytest.raises(RetrievalError, match="not of 'hybrid'"):
         HybridRetriever.load(tmp_path / "kept", encoder)
+
+
+def test_hybrid_over_a_stored_index_loads_and_keeps_its_fingerprint_whatever_its_ef(corpus, encoder, tmp_path):
+    store = IndexStore.build(tmp_path / "kb", corpus, encoder, StoreSettings(exact_below=0, ef=40))
+
+    def made():
+        return HybridRetriever(encoder, first="store", first_options={"folder": str(tmp_path / "kb")})
+
+    retriever = made()
+    retriever.index(corpus)
+    retriever.save(tmp_path / "index")
+    loaded = HybridRetriever.load(tmp_path / "index", encoder)
+    assert loaded.settings() == retriever.settings()
+    assert loaded.fingerprint == retriever.fingerprint
+    assert loaded.search(["red cat runs"], 3).row(0) == retriever.search(["red cat runs"], 3).row(0)
+    store.set_ef(50)
+    assert made().fingerprint_for(corpus.fingerprint) == retriever.fingerprint
+    assert HybridRetriever(encoder).fingerprint_for(corpus.fingerprint) != retriever.fingerprint
