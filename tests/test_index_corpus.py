@@ -13,7 +13,7 @@ from peft_rag.artefact import load
 from peft_rag.cli import main
 from peft_rag.config import from_mapping
 from peft_rag.corpus import Corpus
-from peft_rag.errors import ConfigError, FingerprintError, RetrievalError
+from peft_rag.errors import ConfigError, CorpusError, FingerprintError, RetrievalError
 from peft_rag.job import run
 from peft_rag.retrieval.encoder import SentenceEncoder
 from peft_rag.retrieval.store import IndexStore
@@ -215,3 +215,8 @@ def test_index_of_distances_is_compared_by_cosine_all_the_same(
     out = capsys.readouterr().out
     near = next(line for line in out.splitlines() if line.startswith("near only"))
     assert int(near.split()[2]) > 0
+
+
+def test_a_part_of_an_index_is_no_corpus(kb: IndexStore) -> None:
+    with pytest.raises(CorpusError, match=r"kb\[0:10\]' is a part of an index, .* Name '.*kb', or build one"):
+        Corpus.read(f"{kb.folder}[0:10]")

@@ -12,7 +12,7 @@ from peft_rag.retrieval.base import Neighbours
 from peft_rag.retrieval.manifest import GraphEntry, StoreSettings, adopt_durably, write_durably
 from peft_rag.retrieval.projection import SAMPLE, principal_directions
 from peft_rag.retrieval.ranking import Candidates, Exclude, score_pairs
-from peft_rag.retrieval.vectors import empty_neighbours
+from peft_rag.retrieval.vectors import empty_neighbours, surely_nearest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,7 +28,6 @@ _BATCH = 8192
 _PAIRS = 4096
 _CLEAR = 4e-6  # more than float32 loses in a sum of a few hundred products
 _PENDING_SHARE = 10
-_ROUNDING = 1e-5
 
 
 class StoredGraph:
@@ -106,7 +105,7 @@ class StoredGraph:
                 break
             rows, scores = fetched
             free = _allowed(rows, pending, allowed, exclude)
-            near, enough = _nearest(scores, free, k) if self.projection is None else (free, free.sum(axis=1) >= k)
+            near, enough = surely_nearest(scores, free, k) if self.projection is None else (free, free.sum(axis=1) >= k)
             places, ranks = np.nonzero(near & enough[:, None])
             found += self._scored(shards, queries, pending[places], rows[places, ranks])
             pending = pending[~enough]
@@ -282,21 +281,6 @@ def _empty(dimension: int, settings: StoreSettings) -> Any:
     import hnswlib
 
     return hnswlib.Index(space="l2" if settings.metric == "l2" else "ip", dim=dimension)
-
-
-def _nearest(
-    scores: NDArray[np.float32], free: NDArray[np.bool_], k: int
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return which candidates ``(Q, C)`` may be among the best ``k``, and which queries have fetched enough of them.
-
-    Enough is fetched where nothing beyond can be as close as the last neighbour, nor tie with it.
-    """
-    import numpy as np
-
-    margin = _ROUNDING * np.maximum(1.0, np.abs(scores).max(axis=1, keepdims=True))
-    last = -np.sort(-np.where(free, scores, -np.inf), axis=1)[:, k - 1, None]
-    enough = (last > -np.inf) & (last > scores.min(axis=1, keepdims=True) + margin)
-    return free & (scores >= last - margin), enough.ravel()
 
 
 def _allowed(

@@ -20,6 +20,7 @@ from peft_rag.retrieval.vectors import (
     exact_search,
     fill_nearest,
     pair_scores,
+    surely_nearest,
 )
 
 if TYPE_CHECKING:
@@ -114,12 +115,12 @@ class HnswIndex:
         pending = np.arange(len(queries))
         fetch = 2 * k + _SLACK
         while len(pending) and fetch * _EXACT_FROM <= len(self.vectors):
-            candidates = self._fetch(queries[pending], fetch)
-            if candidates is None:
+            fetched = self._fetch(queries[pending], fetch)
+            if fetched is None:
                 break
-            allowed = _allowed(candidates, pending, exclude)
-            enough = allowed.sum(axis=1) >= k
-            rows, ranks = np.nonzero(allowed & enough[:, None])
+            candidates, cosines = fetched
+            near, enough = surely_nearest(cosines, _allowed(candidates, pending, exclude), k)
+            rows, ranks = np.nonzero(near & enough[:, None])
             columns = candidates[rows, ranks]
             rows = pending[rows]
             fill_nearest(found, 0, rows, columns, pair_scores(queries, self.vectors, rows, columns))
@@ -175,16 +176,16 @@ class HnswIndex:
         """Return the same graph, searched by looking at ``ef`` candidates for each query."""
         return HnswIndex(self.graph, self.vectors, replace(self.options, ef=ef))
 
-    def _fetch(self, queries: NDArray[np.float32], count: int) -> NDArray[np.int64] | None:
-        """Return the graph's candidates ``(Q, count)``, or None if it cannot reach that many."""
+    def _fetch(self, queries: NDArray[np.float32], count: int) -> tuple[NDArray[np.int64], NDArray[np.float32]] | None:
+        """Return the graph's candidates and their cosines ``(Q, count)``; None if it cannot reach that many."""
         import numpy as np
 
         self.graph.set_ef(max(self.options.ef, count))
         try:
-            labels, _ = self.graph.knn_query(queries, k=count)
+            labels, distances = self.graph.knn_query(queries, k=count)
         except RuntimeError:
             return None
-        return np.asarray(labels, dtype=np.int64)
+        return np.asarray(labels, dtype=np.int64), 1 - distances
 
 
 class HnswRetriever(DenseRetriever):

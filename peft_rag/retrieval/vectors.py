@@ -139,6 +139,21 @@ def fill_nearest(
     found.scores[start + rows[kept], rank[kept]] = scores[kept]
 
 
+def surely_nearest(
+    scores: NDArray[np.float32], free: NDArray[np.bool_], k: int
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return which candidates ``(Q, C)`` may be among the best ``k``, and which queries have fetched enough of them.
+
+    Enough is fetched where nothing beyond can be as close as the last neighbour, nor tie with it.
+    """
+    import numpy as np
+
+    margin = _ROUNDING * np.maximum(1.0, np.abs(scores).max(axis=1, keepdims=True))
+    last = -np.sort(-np.where(free, scores, -np.inf), axis=1)[:, k - 1, None]
+    enough = (last > -np.inf) & (last > scores.min(axis=1, keepdims=True) + margin)
+    return free & (scores >= last - margin), enough.ravel()
+
+
 def empty_neighbours(queries: int, k: int) -> Neighbours:
     """Return neighbours for a number of queries, all padding."""
     import numpy as np

@@ -165,6 +165,11 @@ class MultipleChoice(Task):
         if isinstance(value, str) and len(value.strip()) == 1 and value.strip() in letters:
             return value.strip()
         if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(choices):
+            if choices[value] != str(value) and str(value) in choices:
+                raise DataError(
+                    f"{record.where}: field '{self.label_field}' is {value}, which is a choice, and the position of "
+                    f'another. Give the text of the right choice, "{value}" or "{choices[value]}", or its letter.'
+                )
             return letters[value]
         raise DataError(
             f"{record.where}: field '{self.label_field}' is {value!r}, which is none of the {len(choices)} choices. "

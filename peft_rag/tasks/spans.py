@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -100,12 +101,21 @@ def tokens_of(part: Span, text: str, spans: Sequence[Span | None], what: str) ->
     inside = [place for place, span in tokens if span[0] < part[1] and span[1] > part[0]]
     if inside:
         return inside
-    if part[0] >= max((span[1] for _, span in tokens), default=0) and text[slice(*part)].isprintable():
+    if part[0] >= max((span[1] for _, span in tokens), default=0) and bears_text(text[slice(*part)]):
         raise DataError(
             f"{what} ('{text[slice(*part)]}') lies beyond the window of tokens. Raise --max_length, or cut the text."
         )
     before = [place for place, span in tokens if span[1] <= part[0]]
     return before[-1:] or [0]
+
+
+def bears_text(word: str) -> bool:
+    """Say whether a word has a character that stands for itself: no mark, control or separator, which tokenizers drop.
+
+    >>> bears_text("it\u0301"), bears_text("\ufe0f"), bears_text("\u200b")
+    (True, False, False)
+    """
+    return any(unicodedata.category(character)[0] not in "CMZ" for character in word)
 
 
 def own_spans(offsets: Sequence[Span], segments: Sequence[int | None], segment: int) -> list[Span | None]:

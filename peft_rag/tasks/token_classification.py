@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,6 +17,7 @@ from peft_rag.registry import suggest
 from peft_rag.tasks.base import Example, Pools, Span, Task
 from peft_rag.tasks.bio import OUTSIDE, check_bio, tags_of_spans
 from peft_rag.tasks.probe import fit_probe
+from peft_rag.tasks.spans import bears_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -175,7 +175,7 @@ class TokenClassification(Task):
         for begin, end in example.spans:
             while at < len(tokens) - 1 and tokens[at][1][1] <= begin:
                 at += 1
-            if begin >= last and _bears_text(example.text[begin:end]):
+            if begin >= last and bears_text(example.text[begin:end]):
                 raise DataError(
                     f"{example.where or 'the text'}: word {len(chosen) + 1} of {len(example.spans)} "
                     f"('{example.text[begin:end]}') lies beyond the window of tokens, so that it would get no tag. "
@@ -261,15 +261,6 @@ class TokenClassification(Task):
 
     def _tags(self, classes: Tensor) -> list[str]:
         return [self.labels[index] for index in classes.tolist()]
-
-
-def _bears_text(word: str) -> bool:
-    """Say whether a word has a character that stands for itself: no mark, control or separator, which tokenizers drop.
-
-    >>> _bears_text("it\u0301"), _bears_text("\ufe0f"), _bears_text("\u200b")
-    (True, False, False)
-    """
-    return any(unicodedata.category(character)[0] not in "CMZ" for character in word)
 
 
 def _cut(text: str, words: str) -> list[Span]:

@@ -71,6 +71,17 @@ def test_search_survives_a_graph_of_equal_vectors(unit_vectors):
     assert 0 not in found.positions[0]
 
 
+@pytest.mark.parametrize(("twins", "k"), [(4, 3), (60, 3), (200, 3), (200, 250)])
+def test_equal_scores_are_ordered_by_position_however_many_there_are(unit_vectors, twins, k):
+    vectors = unit_vectors(2000)
+    vectors[700 : 700 + twins] = vectors[5]
+    queries = np.concatenate([vectors[5:6], unit_vectors(1, seed=1)])
+    found = HnswIndex.build(vectors).search(queries, k, [{701}, set()])
+    assert found.positions[0].tolist()[:3] == [5, 700, 702]
+    if k > twins:
+        assert same(found, exact_search(queries, vectors, k, [{701}, set()]))
+
+
 def test_build_gives_the_same_results_every_time(built, unit_vectors):
     queries = unit_vectors(50, seed=1)
     again = HnswIndex.build(unit_vectors(1500))

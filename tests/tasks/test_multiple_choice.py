@@ -37,6 +37,9 @@ def test_question_and_choices_become_one_text_with_a_span_for_each_choice(label,
 
 def test_a_choice_that_reads_like_the_letter_of_another_is_meant_itself():
     assert read(choices=["B", "A"], label="B").labels == ("A",)
+    assert read(choices=["1", "2", "3"], label="2").labels == ("B",)
+    assert read(choices=["0", "1", "9"], label=1).labels == ("B",)
+    assert read(choices=["10", "20"], label=1).labels == ("B",)
 
 
 @pytest.mark.parametrize(
@@ -53,6 +56,10 @@ def test_a_choice_that_reads_like_the_letter_of_another_is_meant_itself():
         ({"label": -1}, "field 'label' is -1, which is none"),
         ({"label": True}, "field 'label' is True, which is none"),
         ({"label": "C"}, "field 'label' is 'C', which is none of the 2 choices"),
+        (
+            {"choices": ["1", "2", "3"], "label": 2},
+            "is 2, which is a choice, and the position of another. Give the text",
+        ),
         ({"label": "Paris"}, "its letter (A to B) or its position (0 to 1)"),
         ({}, "field 'label' is None"),
     ],

@@ -81,3 +81,5 @@ def test_a_part_that_the_tokenizer_drops_is_judged_by_the_token_before():
 def test_a_part_beyond_the_window_is_an_error_that_says_what_to_do():
     with pytest.raises(DataError, match=r"a\.jsonl line 7: 'head' \('cc'\) lies beyond the window.*--max_length"):
         tokens_of((6, 8), "aa bb cc", [None, (0, 2), (3, 5), None], "a.jsonl line 7: 'head'")
+    with pytest.raises(DataError, match="lies beyond the window"):  # a no-break space is no character to print
+        tokens_of((6, 14), "aa bb New\xa0York", [None, (0, 2), (3, 5), None], "x")
