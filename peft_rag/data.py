@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import random
 import re
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -241,18 +241,22 @@ def hold_out(
 ) -> tuple[list[Example], list[Example]]:
     """Split examples into those kept and a share held out, stratified by label; a class keeps one example at least.
 
-    What the classes before it were too small to give a class makes up for by one example, and by no more.
+    What the classes before it were too small to give a class makes up for by one example, and by no more. Where
+    classes are sets of labels, those of one example are one class, of which each label keeps an example.
 
     Raises:
         DataError: nothing can be held out.
     """
     held: set[int] = set()
     owed = 0.0
-    for label, places in sorted(_places(examples, stratum).items()):
+    strata = _places(examples, stratum)
+    alone = [strata.pop(label)[0] for label in sorted(strata) if len(label) > 1 and len(strata[label]) == 1]
+    for label, places in sorted(strata.items()):
         owed += share * len(places)
         count = min(round(owed), len(places) - 1, math.ceil(share * len(places)) + 1)
         held.update(random.Random(f"{seed} {label}").sample(places, max(count, 0)))
         owed = min(owed - count, 1.0)
+    held.update(_dispensable(examples, alone, round(share * len(alone)), held, stratum, seed))
     if not held:
         raise DataError(
             f"{len(examples)} training examples are too few to hold out a share of {share} for validation. "
@@ -260,6 +264,20 @@ def hold_out(
         )
     kept = [example for place, example in enumerate(examples) if place not in held]
     return kept, [examples[place] for place in sorted(held)]
+
+
+def _dispensable(
+    examples: Sequence[Example], places: Sequence[int], count: int, held: Collection[int], stratum: Stratum, seed: int
+) -> list[int]:
+    """Draw ``count`` places at most, so that of every label there is still an example that is not held out."""
+    left = Counter(label for place, one in enumerate(examples) if place not in held for label in set(stratum(one)))
+    drawn: list[int] = []
+    for place in random.Random(f"{seed} alone").sample(places, len(places)):
+        labels = set(stratum(examples[place]))
+        if len(drawn) < count and all(left[label] > 1 for label in labels):
+            left.subtract(labels)
+            drawn.append(place)
+    return drawn
 
 
 def label_examples(examples: Sequence[Example]) -> list[Example]:

@@ -1,4 +1,5 @@
 import json
+import random
 from collections import Counter
 
 import pytest
@@ -60,6 +61,17 @@ def test_hold_out_takes_no_more_of_a_class_for_the_rare_ones_before_it():
     rare = {f"a{number}": 1 for number in range(300)}
     kept, held = hold_out(examples({**rare, "z": 40, "zz": 40}), 0.1, 0)
     assert (labels(kept)["z"], labels(kept)["zz"], len(held)) == (35, 36, 9)
+
+
+def test_hold_out_of_sets_that_are_all_different_keeps_every_label():
+    rng = random.Random(0)
+    sets = [tuple(sorted(rng.sample("abcdefghijklmnop", 4))) for _ in range(300)] + [("a", "rare"), ("rarer", "rarest")]
+    given = [Example(str(row), "text", labels) for row, labels in enumerate(dict.fromkeys(sets))]
+    kept, held = hold_out(given, 0.2, seed=0)
+    assert len(held) == round(0.2 * len(given))
+    assert {label for one in kept for label in one.labels} == {label for one in given for label in one.labels}
+    with pytest.raises(DataError, match="too few to hold out"):
+        hold_out([Example(str(row), "text", (f"a{row}", f"b{row}")) for row in range(9)], 0.5, seed=0)
 
 
 def test_hold_out_depends_on_the_seed_and_on_nothing_else():
