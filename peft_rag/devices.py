@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 
@@ -40,6 +41,16 @@ def chosen_device(name: str | None = None) -> torch.device:
         why = str(error).splitlines()[0].rstrip(" .")
         raise ConfigError(f"device '{name}' is not to be had here: {why}. Leave --device out for the best.") from error
     return device
+
+
+def on_processor(training: Mapping[str, Any]) -> bool:
+    """Return whether training with these of transformers' arguments leaves the accelerator alone, or there is none."""
+    return bool(training.get("use_cpu", not accelerator_available()))
+
+
+def computing_for(training: Mapping[str, Any]) -> AbstractContextManager[None]:
+    """Return a block in which everything computes where training with these of transformers' arguments does."""
+    return computing_on("cpu" if on_processor(training) else None)
 
 
 @contextmanager

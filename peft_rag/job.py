@@ -107,16 +107,12 @@ def run(config: RunConfig, say: Say = print, *, observe: Observe | None = None) 
     """
     from accelerate import PartialState
 
-    from peft_rag.devices import accelerator_available, computing_on
+    from peft_rag.devices import computing_for, on_processor
 
-    on_processor = bool(config.training.get("use_cpu", not accelerator_available()))
-    state = PartialState(cpu=on_processor)
+    state = PartialState(cpu=on_processor(config.training))
     tell = say if state.is_main_process else _silent
     output = Path(config.output)
-    with (
-        computing_on("cpu" if on_processor else None),
-        working_folder(config, output, main=state.is_main_process) as working,
-    ):
+    with computing_for(config.training), working_folder(config, output, main=state.is_main_process) as working:
         state.wait_for_everyone()
         prepared = prepare(config, working, tell)
         prepared.model.progress_bars = state.is_main_process

@@ -19,7 +19,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput
 
 from peft_rag.decisions import Decisions
-from peft_rag.devices import accelerator_available
+from peft_rag.devices import on_processor
 from peft_rag.errors import ConfigError, DivergedError, TrainingError
 from peft_rag.fusion.base import Split
 from peft_rag.fusion.batching import tokens_in
@@ -99,7 +99,7 @@ def training_arguments(
                 f"unknown option '{name}'.{suggest(name, sorted(known))} "
                 "peft-rag train --help lists the common ones; every name of transformers.TrainingArguments is taken."
             )
-    ours = {"learning_rate": learning_rate, "metric_for_best_model": metric, "use_cpu": not accelerator_available()}
+    ours = {"learning_rate": learning_rate, "metric_for_best_model": metric, "use_cpu": on_processor(settings)}
     chosen = _DEFAULTS | ours | settings
     if chosen["eval_strategy"] == "no":
         if early_stopping_patience:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from peft_rag.devices import accelerator_available, chosen_device, computing_on
+from peft_rag.devices import accelerator_available, chosen_device, computing_for, computing_on
 from peft_rag.errors import ConfigError
 
 
@@ -40,3 +40,10 @@ def test_a_device_that_is_refused_changes_nothing() -> None:
     with pytest.raises(ConfigError, match="not to be had here"), computing_on("cuda:99"):
         raise AssertionError("the block is not entered")
     assert chosen_device() == before
+
+
+def test_training_arguments_say_whether_the_accelerator_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    for arguments, device in (({}, "cuda"), ({"use_cpu": True}, "cpu"), ({"use_cpu": False}, "cuda")):
+        with computing_for(arguments):
+            assert chosen_device().type == device

@@ -40,10 +40,11 @@ def try_settings(spec: Mapping[str, Any]) -> Facts:
     Returns:
         ``validation``: each score by name, and the ``loss`` in nats.
     """
+    from peft_rag.devices import computing_for
     from peft_rag.job import prepare, refit_head, tune, with_tuned_neighbours
 
-    with tempfile.TemporaryDirectory() as folder:
-        config = _config(spec["settings"], Path(folder) / "out")
+    config = _config(spec["settings"], Path("out"))
+    with computing_for(config.training), tempfile.TemporaryDirectory() as folder:
         prepared = prepare(config, Path(folder), _say)
         report = tune(prepared, config, _say)
         prepared = with_tuned_neighbours(prepared)
@@ -74,17 +75,19 @@ def search_data(spec: Mapping[str, Any]) -> Facts:
         ``audit``: positions of test examples whose text, or nearly, is training data or a document; ``index_bytes`` and
         ``index_seconds`` of the retriever's index, the encoding of the corpus included.
     """
+    from peft_rag.devices import computing_for
     from peft_rag.job import prepare, read_data, with_voters
 
     config = _config(spec["settings"], Path("out"))
-    splits = read_data(config)
-    if config.on_bad_record == SKIP:  # what the backbone cannot read is left out of every cell too
-        with tempfile.TemporaryDirectory() as folder:
-            splits = prepare(config, Path(folder), _say).splits
-    facts = _index(config, splits) | _audit(config, splits)
-    for options in spec["fusions"]:
-        with tempfile.TemporaryDirectory() as folder:
-            with_voters(prepare(_config({**spec["settings"], **options}, Path(folder) / "out"), Path(folder), _say))
+    with computing_for(config.training):
+        splits = read_data(config)
+        if config.on_bad_record == SKIP:  # what the backbone cannot read is left out of every cell too
+            with tempfile.TemporaryDirectory() as folder:
+                splits = prepare(config, Path(folder), _say).splits
+        facts = _index(config, splits) | _audit(config, splits)
+        for options in spec["fusions"]:
+            with tempfile.TemporaryDirectory() as folder:
+                with_voters(prepare(_config({**spec["settings"], **options}, Path(folder) / "out"), Path(folder), _say))
     return facts
 
 

@@ -61,9 +61,11 @@ def recommend(config: RunConfig, options: SearchOptions, say: Say = print) -> Re
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("recommend runs in one process. Start it with peft-rag rather than accelerate or torchrun.")
+    from peft_rag.devices import computing_for
+
     clock = Clock(options.budget_minutes * _MINUTE or math.inf)
     output = Path(config.output)
-    with working_folder(config, output, main=True) as working:
+    with computing_for(config.training), working_folder(config, output, main=True) as working:
         try:
             folder, report = _search_and_train(config, options, working, clock, say)
         except KeyboardInterrupt:
