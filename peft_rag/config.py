@@ -174,6 +174,8 @@ class RunConfig:
         for name in ("shots", "last_layers", "early_stopping_patience", "seed"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must not be below 0.")
+        if self.seed >= 1 << 32:
+            raise ConfigError(f"seed is {self.seed}; it must be below 2^32.")
         if not self.dropout < 1:
             raise ConfigError(f"dropout is {self.dropout}; it must be below 1.")
 

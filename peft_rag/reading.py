@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from peft_rag.decisions import Decisions
+from peft_rag.errors import ConfigError
 from peft_rag.fusion.base import PASSAGES, READ, Fusion, Outputs, Split
 from peft_rag.fusion.batching import tokens_in
 
@@ -51,7 +52,12 @@ def read_rows(
         decisions: how many each takes.
         batch_size: examples run at once.
         progress: what the progress bar says; no bar if empty.
+
+    Raises:
+        ConfigError: the batch size is below 1.
     """
+    if batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size}; it must be at least 1.")
     model.eval()
     if model.task.appends:  # logits of a whole vocabulary for each token of an answer, or of all choices
         batch_size = min(batch_size, _WRITTEN_AT_ONCE)

@@ -39,6 +39,7 @@ _DEFAULTS: dict[str, Any] = {
     "num_train_epochs": 3,
     "per_device_train_batch_size": 32,
     "per_device_eval_batch_size": 64,
+    "gradient_accumulation_steps": 1,
     "lr_scheduler_type": "linear",
     "warmup_steps": 0.1,
     "weight_decay": 0.01,
@@ -53,6 +54,8 @@ _DEFAULTS: dict[str, Any] = {
     "dataloader_pin_memory": False,
     "ddp_find_unused_parameters": False,
 }
+_COUNTS = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+_SIZES = {"learning_rate", "num_train_epochs", "weight_decay", "max_grad_norm", "label_smoothing_factor"}
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,7 @@ def training_arguments(
             )
     ours = {"learning_rate": learning_rate, "metric_for_best_model": metric, "use_cpu": on_processor(settings)}
     chosen = _DEFAULTS | ours | settings
+    _check_numbers(chosen)
     if chosen["eval_strategy"] == "no":
         if early_stopping_patience:
             raise ConfigError("--early_stopping_patience needs evaluation, but eval_strategy is 'no'. Set it to epoch.")
@@ -109,8 +113,27 @@ def training_arguments(
         return TrainingArguments(
             output_dir=str(output_dir), remove_unused_columns=False, label_names=["labels"], **chosen
         )
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"transformers refuses the training options: {' '.join(str(error).split())}") from error
+    except (ValueError, TypeError, ImportError) as error:
+        raise _refused(error) from error
+
+
+def _check_numbers(chosen: dict[str, Any]) -> None:
+    """Raise `ConfigError` on numbers that transformers takes and fails on later, or trains nothing with."""
+    for name in _COUNTS:
+        if isinstance(chosen[name], bool) or not isinstance(chosen[name], int) or chosen[name] < 1:
+            raise ConfigError(f"{name} is {chosen[name]}; it must be a whole number of at least 1.")
+    for name in _SIZES & set(chosen):
+        value = chosen[name]
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+            raise ConfigError(f"{name} is {value}; it must be a number that is not below 0.")
+    if not chosen["num_train_epochs"]:
+        raise ConfigError(
+            "num_train_epochs is 0, with which nothing is trained. --method head trains nothing but a head."
+        )
+
+
+def _refused(error: Exception) -> ConfigError:
+    return ConfigError(f"transformers refuses the training options: {' '.join(str(error).split())}")
 
 
 def train(
@@ -174,14 +197,17 @@ def _trainer(
     say: Callable[[str], None],
 ) -> ExamplesTrainer:
     """Return a trainer of encoded examples that reports progress in this package's way."""
-    trainer = ExamplesTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=learned,
-        eval_dataset=checked,
-        data_collator=model.collate,
-        callbacks=[EarlyStoppingCallback(early_stopping_patience)] if early_stopping_patience else [],
-    )
+    try:
+        trainer = ExamplesTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=learned,
+            eval_dataset=checked,
+            data_collator=model.collate,
+            callbacks=[EarlyStoppingCallback(early_stopping_patience)] if early_stopping_patience else [],
+        )
+    except (RuntimeError, ValueError, ImportError) as error:  # e.g. a package that report_to names is not installed
+        raise _refused(error) from error
     for shipped in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(shipped)
     trainer.add_callback(Progress(say, model.task.main_metric, bar=not arguments.disable_tqdm))
@@ -315,11 +341,20 @@ class ExamplesTrainer(Trainer):
         self.check_finite("the validation loss", loss)
         scores = model.task.evaluate(given.nan_to_num(nan=-math.inf), targets, examples=examples, resamples=0)
         values = {"loss": loss} | {name: score.value for name, score in scores.items()}
+        self._check_metric(values)
         if model.tower is not None:
             k = model.fusion.neighbours_wanted
             values |= RetrievalSpread.of(rows, outputs.read, outputs.weights, k).to_dict()
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(rows))
+
+    def _check_metric(self, values: dict[str, float]) -> None:
+        """Raise `ConfigError` where the best weights are to be known by a metric that the task does not have."""
+        wanted = (self.args.metric_for_best_model or "").removeprefix("eval_")
+        if self.args.load_best_model_at_end and wanted not in values:
+            raise ConfigError(
+                f"metric_for_best_model is '{wanted}'.{suggest(wanted, list(values))} Choose {', '.join(values)}."
+            )
 
 
 def _ranked(

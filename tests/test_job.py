@@ -393,6 +393,22 @@ def test_loss_that_is_no_number_stops_the_run_and_leaves_nothing(
             "min_score is inf, but a score of retriever 'bm25' is a number",
         ),
         ({"lr_scheduler_type": "zigzag"}, "transformers refuses the training options"),
+        ({"report_to": "nowhere"}, "transformers refuses the training options: nowhere is not supported"),
+        (
+            {"per_device_train_batch_size": 0},
+            "per_device_train_batch_size is 0; it must be a whole number of at least 1",
+        ),
+        ({"per_device_eval_batch_size": 1.5}, "per_device_eval_batch_size is 1.5; it must be a whole number"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps is 0; it must be a whole number"),
+        ({"learning_rate": -1}, "learning_rate is -1; it must be a number that is not below 0"),
+        ({"learning_rate": "nan"}, "learning_rate is nan; it must be a number"),
+        ({"weight_decay": "abc"}, "weight_decay is abc; it must be a number"),
+        ({"num_train_epochs": 0}, "num_train_epochs is 0, with which nothing is trained"),
+        (
+            {"metric_for_best_model": "acuracy"},
+            "metric_for_best_model is 'acuracy'. Did you mean 'accuracy'? Choose loss,",
+        ),
+        ({"seed": 1 << 32}, "seed is 4294967296; it must be below 2^32"),
         ({"eval_strategy": "no", "early_stopping_patience": 2}, "--early_stopping_patience needs evaluation"),
     ],
 )

@@ -250,10 +250,11 @@ def _overlap(known: argparse.Namespace, rest: Sequence[str]) -> None:
     for name, count in counts.items():
         say(f"{name.ljust(12)}{count:>8,}  {100 * count / len(queries):5.1f}%")
     pairs = _pairs(report, corpus, queries)
-    for pair in pairs[: max(0, known.show)]:
+    shown = max(0, known.show)
+    for pair in pairs[:shown]:
         say(f"  {pair['kind']} {pair['similarity']:.3f}  {pair['query']} = {pair['document']}  {pair['text'][:70]}")
-    if len(pairs) > known.show:
-        say(f"  and {len(pairs) - known.show:,} more; --output FILE writes all")
+    if len(pairs) > shown:
+        say(f"  and {len(pairs) - shown:,} more; --output FILE writes all")
     if known.output:
         write_result(known.output, {"counts": counts, "threshold": report.threshold, "pairs": pairs})
 

@@ -58,7 +58,10 @@ def load_artefact(known: argparse.Namespace) -> RetrievalAugmentedModel:
     from peft_rag.artefact import load, locate, read_manifest
     from peft_rag.cli.progress import hold_back_chatter
     from peft_rag.devices import chosen_device
+    from peft_rag.errors import ConfigError
 
+    if known.batch_size < 1:
+        raise ConfigError(f"--batch-size is {known.batch_size}; it must be at least 1.")
     hold_back_chatter()
     read_manifest(locate(known.artefact))
     model = load(
@@ -199,6 +202,8 @@ def _check_files(known: argparse.Namespace) -> None:
     """Refuse files that cannot be meant before anything is loaded."""
     from peft_rag.errors import ArtefactError, ConfigError
 
+    if known.seed is not None and not 0 <= known.seed < 1 << 32:
+        raise ConfigError(f"--seed is {known.seed}; it must be from 0 to 2^32 - 1.")
     if known.html and not known.explain:
         raise ConfigError("--html writes explanations. Add --explain.")
     if known.explain and known.stream:

@@ -83,6 +83,13 @@ def test_trained_artefact_predicts_explains_and_evaluates(
     status, _, err = peft_rag("evaluate", str(trained), "--data", toy_data["test"], "--device", "cuda:99")
     assert status == 2
     assert "device 'cuda:99' is not to be had here" in err
+    for command in (
+        ("predict", str(trained), toy_data["test"]),
+        ("evaluate", str(trained), "--data", toy_data["test"]),
+    ):
+        assert peft_rag(*command, "--batch-size", "0")[2] == "ConfigError: --batch-size is 0; it must be at least 1.\n"
+    seed = ("--seed", "-1")
+    assert "ConfigError: --seed is -1" in peft_rag("predict", str(trained), toy_data["test"], *seed)[2]
 
 
 def test_predict_reads_lines_from_standard_input(peft_rag: Run, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
