@@ -55,7 +55,13 @@ _DEFAULTS: dict[str, Any] = {
     "ddp_find_unused_parameters": False,
 }
 _COUNTS = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
-_SIZES = {"learning_rate", "num_train_epochs", "weight_decay", "max_grad_norm", "label_smoothing_factor"}
+_SIZES = {"learning_rate", "num_train_epochs", "weight_decay", "max_grad_norm"}
+_LESS_IS_BETTER = {"loss", "ece", "perplexity"}
+_NOT_OURS = {
+    "label_smoothing_factor": "what is minimised is the task's own loss",
+    "neftune_noise_alpha": "the backbone's embeddings are read as they are",
+}
+"""Arguments of transformers' that its Trainer needs another kind of model for, and why this one is none."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,8 @@ def training_arguments(
             )
     ours = {"learning_rate": learning_rate, "metric_for_best_model": metric, "use_cpu": on_processor(settings)}
     chosen = _DEFAULTS | ours | settings
+    best = str(chosen["metric_for_best_model"]).removeprefix("eval_")
+    chosen.setdefault("greater_is_better", best not in _LESS_IS_BETTER)
     _check_numbers(chosen)
     if chosen["eval_strategy"] == "no":
         if early_stopping_patience:
@@ -126,6 +134,9 @@ def _check_numbers(chosen: dict[str, Any]) -> None:
         value = chosen[name]
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
             raise ConfigError(f"{name} is {value}; it must be a number that is not below 0.")
+    for name, reason in _NOT_OURS.items():
+        if chosen.get(name):
+            raise ConfigError(f"{name} is {chosen[name]}, but {reason}. Leave it out.")
     if not chosen["num_train_epochs"]:
         raise ConfigError(
             "num_train_epochs is 0, with which nothing is trained. --method head trains nothing but a head."

@@ -388,6 +388,8 @@ def test_a_model_that_writes_is_trained_saved_and_asked(
     assert main(["predict", str(out), data["test"], "--stream"]) == 0
     streamed = capsys.readouterr().out
     assert not streamed.startswith("{")
+    assert main(["predict", str(out), data["test"], "--stream", "--output", str(tmp_path / "said.jsonl")]) == 2
+    assert "--stream writes to standard output" in capsys.readouterr().err
     assert main(["predict", str(out), data["test"], "--stream", "--explain"]) == 2
     assert "Leave one out" in capsys.readouterr().err
     assert main(["predict", str(out), data["test"], "--explain", "--html", str(tmp_path / "why.html")]) == 0

@@ -361,6 +361,22 @@ def test_loss_that_is_no_number_stops_the_run_and_leaves_nothing(
 
 
 @pytest.mark.parametrize(
+    ("metric", "more"), [("", True), ("accuracy", True), ("ece", False), ("eval_ece", False), ("perplexity", False)]
+)
+def test_best_weights_are_those_of_the_lowest_error_where_less_is_better(
+    tmp_path: Path, metric: str, more: bool
+) -> None:
+    from peft_rag.training import training_arguments
+
+    def arguments(**settings: Any) -> Any:
+        return training_arguments(tmp_path, 1e-3, settings, metric="accuracy", early_stopping_patience=0)
+
+    chosen = {"metric_for_best_model": metric} if metric else {}
+    assert arguments(**chosen).greater_is_better is more
+    assert arguments(**chosen, greater_is_better=not more).greater_is_better is not more
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"method": "lorra"}, "no PEFT method 'lorra'. Did you mean 'lora'?"),
@@ -408,6 +424,11 @@ def test_loss_that_is_no_number_stops_the_run_and_leaves_nothing(
             {"metric_for_best_model": "acuracy"},
             "metric_for_best_model is 'acuracy'. Did you mean 'accuracy'? Choose loss,",
         ),
+        (
+            {"label_smoothing_factor": 0.1},
+            "label_smoothing_factor is 0.1, but what is minimised is the task's own loss.",
+        ),
+        ({"neftune_noise_alpha": 5}, "neftune_noise_alpha is 5, but the backbone's embeddings are read as they are."),
         ({"seed": 1 << 32}, "seed is 4294967296; it must be below 2^32"),
         ({"eval_strategy": "no", "early_stopping_patience": 2}, "--early_stopping_patience needs evaluation"),
     ],

@@ -210,6 +210,8 @@ def _check_files(known: argparse.Namespace) -> None:
         raise ConfigError(
             "--stream shows a text while it is written, --explain asks about it afterwards. Leave one out."
         )
+    if known.output and known.stream:
+        raise ConfigError("--stream writes to standard output while the model writes. Leave --output or --stream out.")
     if known.html and known.output and Path(known.html).resolve() == Path(known.output).resolve():
         raise ConfigError(f"--html and --output both name '{known.html}'. Name two files.")
     for flag, name in (("--output", known.output), ("--html", known.html)):

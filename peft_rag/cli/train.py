@@ -19,7 +19,6 @@ _COMMON = {
     "weight_decay": "(0.01)",
     "lr_scheduler_type": "linear, cosine, constant_with_warmup, …",
     "warmup_steps": "steps, or a share of them below 1 (0.1)",
-    "label_smoothing_factor": "(0)",
     "bf16, fp16": "mixed precision",
     "activation_checkpointing": "less memory, more time (gradient checkpointing)",
     "eval_strategy": "when to look at validation: epoch, steps, no",
