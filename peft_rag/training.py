@@ -112,7 +112,7 @@ def training_arguments(
     chosen = _DEFAULTS | ours | settings
     best = str(chosen["metric_for_best_model"]).removeprefix("eval_")
     chosen.setdefault("greater_is_better", best not in _LESS_IS_BETTER)
-    _check_numbers(chosen)
+    _check_values(chosen)
     if chosen["eval_strategy"] == "no":
         if early_stopping_patience:
             raise ConfigError("--early_stopping_patience needs evaluation, but eval_strategy is 'no'. Set it to epoch.")
@@ -125,8 +125,8 @@ def training_arguments(
         raise _refused(error) from error
 
 
-def _check_numbers(chosen: dict[str, Any]) -> None:
-    """Raise `ConfigError` on numbers that transformers takes and fails on later, or trains nothing with."""
+def _check_values(chosen: dict[str, Any]) -> None:
+    """Raise `ConfigError` on values that transformers takes and fails on later, or trains nothing with."""
     for name in _COUNTS:
         if isinstance(chosen[name], bool) or not isinstance(chosen[name], int) or chosen[name] < 1:
             raise ConfigError(f"{name} is {chosen[name]}; it must be a whole number of at least 1.")

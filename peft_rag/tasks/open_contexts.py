@@ -94,15 +94,15 @@ def _moved(label: str, pieces: Sequence[_Piece]) -> str:
     answer = Answer.read(label)
     if answer.start == NOWHERE:
         return label
-    marked = [answer.start - piece.first for piece in pieces]
-    starts = [
-        start if start >= 0 and piece.text.startswith(answer.text, start) else NOWHERE
-        for piece, start in zip(pieces, marked, strict=True)
-    ]
-    if not any(start != NOWHERE for start in starts):
-        starts = [piece.text.find(answer.text) for piece in pieces]
-    stands = [piece.place + start for piece, start in zip(pieces, starts, strict=True) if start != NOWHERE]
-    return str(Answer(answer.text, stands[0] if stands else NOWHERE))
+    for piece in pieces:
+        start = answer.start - piece.first
+        if start >= 0 and piece.text.startswith(answer.text, start):
+            return str(Answer(answer.text, piece.place + start))
+    for piece in pieces:
+        start = piece.text.find(answer.text)
+        if start >= 0:
+            return str(Answer(answer.text, piece.place + start))
+    return str(Answer(answer.text, NOWHERE))
 
 
 def read_pieces(
