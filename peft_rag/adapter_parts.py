@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -24,6 +24,7 @@ class AdapterParts(nn.Module):
         source: the backbone.
         adapter: name of the active adapter.
         saved_as: fingerprint of what an adapter was loaded from, while its weights are still those.
+        measured: the measurements that an adapter was loaded with, while its weights are still those.
     """
 
     source: Backbone
@@ -38,6 +39,7 @@ class AdapterParts(nn.Module):
         self.gates: dict[str, float] = {}
         self.long_inputs: dict[str, LongInputs] = {}
         self.saved_as: dict[str, str] = {}
+        self.measured: dict[str, dict[str, Any]] = {}
         self.memories: dict[str, Memory] = {}
         self.heads = nn.ModuleDict()
         self.fusion_modules = nn.ModuleDict()
@@ -123,6 +125,7 @@ class AdapterParts(nn.Module):
             self.fusion_modules[name] = module.to(device)
 
     def forget(self) -> None:
-        """Drop the encoded corpus of the active adapter; needed after its trained weights have changed."""
+        """Drop what was known of the active adapter's weights; needed after these have changed."""
         self.memories.pop(self.adapter, None)
         self.saved_as.pop(self.adapter, None)
+        self.measured.pop(self.adapter, None)

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peft_rag.artefact_files import (
+    FORMAT,
+    MANIFEST,
+    METRICS,
+    PUBLISHED,
+    TOWER,
+    artefact_bytes,
+    read_manifest,
+    read_metrics,
+    write_manifest,
+)
 from peft_rag.errors import ArtefactError, BrokenPluginError, FingerprintError, MethodError
-from peft_rag.files import new_folder, sha256_of_file, sha256_of_json, write_json, write_text
+from peft_rag.files import new_folder, sha256_of_json, write_json, write_text
 from peft_rag.hub import hub_forbidden, hub_reachable
 from peft_rag.versions import versions
 
@@ -22,15 +32,7 @@ if TYPE_CHECKING:
     from peft_rag.model import RetrievalAugmentedModel
     from peft_rag.tasks.base import Task
 
-FORMAT = 1
-MANIFEST = "peft_rag.json"
-_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
-_TOWER = "query_tower"
-HASHED = (*_ADAPTER, "head.safetensors")
-HASHED_TOWER = tuple(f"{_TOWER}/{name}" for name in _ADAPTER)
-PUBLISHED = (*HASHED, *HASHED_TOWER, MANIFEST, "metrics.json", "README.md")
 _FUSION, _FITTED, _LONG = "fusion.", "fitted.", "long_inputs."
-_PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"}  # refused unread
 
 
 def save(model: RetrievalAugmentedModel, folder: Path, metrics: Mapping[str, Any] | None = None) -> Path:
@@ -39,10 +41,11 @@ def save(model: RetrievalAugmentedModel, folder: Path, metrics: Mapping[str, Any
     Args:
         model: with a method attached.
         folder: must not hold anything yet.
-        metrics: measured results; their ``artefact_bytes`` is filled in, and the model card is written from them.
+        metrics: measured results, by default those that the adapter was loaded with; their ``artefact_bytes`` is filled
+            in, and the model card is written from them.
 
     Raises:
-        ArtefactError: nothing is attached, or the folder is taken.
+        ArtefactError: nothing is attached, the folder is taken, or the metrics are not as they are measured.
     """
     import torch
     from safetensors.torch import save_file
@@ -55,7 +58,7 @@ def save(model: RetrievalAugmentedModel, folder: Path, metrics: Mapping[str, Any
     with new_folder(folder) as working:
         save_adapter(model.backbone, model.adapter, working)
         if model.tower is not None:
-            model.tower.save(working / _TOWER)
+            model.tower.save(working / TOWER)
         tensors = {f"head.{name}": tensor.contiguous() for name, tensor in model.head.state_dict().items()}
         if model.fusion_module is not None:
             state = model.fusion_module.state_dict()
@@ -65,13 +68,17 @@ def save(model: RetrievalAugmentedModel, folder: Path, metrics: Mapping[str, Any
         if reader is not None:
             tensors |= {f"{_LONG}{name}": torch.from_numpy(array) for name, array in reader.arrays().items()}
         save_file(tensors, working / "head.safetensors", metadata={"format": "pt"})
-        manifest = describe(model)
-        manifest["files"] = {name: sha256_of_file(working / name) for name in _hashed(manifest)}
-        write_json(working / MANIFEST, manifest)
-        measured = dict(metrics or {})
-        measured["artefact_bytes"] = artefact_bytes(working)
-        write_json(working / "metrics.json", measured)
-        write_text(working / "README.md", model_card(manifest, measured))
+        manifest = write_manifest(working, describe(model))
+        known = model.measured.get(model.adapter, {}) if metrics is None else metrics
+        measured = {**known, "artefact_bytes": artefact_bytes(working)}
+        write_json(working / METRICS, measured)
+        try:
+            write_text(working / "README.md", model_card(manifest, measured))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ArtefactError(
+                f"no model card can be written from these metrics ({type(error).__name__}: {error}). Give them as they "
+                "are measured, or metrics={} to leave them out."
+            ) from error
     return folder
 
 
@@ -90,7 +97,7 @@ def describe(model: RetrievalAugmentedModel) -> dict[str, Any]:
         },
         "knowledge": model.knowledge.to_dict() if model.knowledge else None,
         "long_inputs": reader.to_dict() if reader else None,
-        _TOWER: model.tower.to_dict() if model.tower else None,
+        TOWER: model.tower.to_dict() if model.tower else None,
         "versions": versions(),
     }
 
@@ -161,9 +168,11 @@ def load_beside(
 
     Raises:
         ArtefactError, FingerprintError: as `load` does.
+        ConfigError: the name cannot be one of an adapter.
         MethodError: the name is taken, or the artefact was trained by another method than the model's.
     """
     from peft_rag.methods import quiet_peft
+    from peft_rag.methods.attachment import check_adapter_name, unchanged_on_error
 
     folder = locate(source, revision)
     manifest = read_manifest(folder)
@@ -175,12 +184,14 @@ def load_beside(
             f"'{source}' was trained by {method}, but this model holds {', '.join(sorted(held)) or 'no adapter'}. "
             "Load it as a model of its own."
         )
+    check_adapter_name(name, model.backbone, model.backbone.active_peft_config.peft_type)
     _check_backbone(model.source, manifest["backbone"], allow_backbone_mismatch)
     parts = _parts(manifest, model.tokenizer, corpus, allow_corpus_mismatch)
-    with quiet_peft():
-        model.backbone.load_adapter(str(folder), adapter_name=name)
-    model.give_parts(name, *parts)
-    _fill(model, folder, manifest)
+    with unchanged_on_error(model):
+        with quiet_peft():
+            model.backbone.load_adapter(str(folder), adapter_name=name)
+        model.give_parts(name, *parts)
+        _fill(model, folder, manifest)
 
 
 def _parts(
@@ -207,23 +218,29 @@ def _fill(model: RetrievalAugmentedModel, folder: Path, manifest: Mapping[str, A
     from peft_rag.methods import AttachReport
     from peft_rag.query_tower.tower import QueryTower
 
-    name, tower = model.adapter, manifest.get(_TOWER)
+    name, tower = model.adapter, manifest.get(TOWER)
     if "gate" in manifest["fusion"]:
         model.gates[name] = float(manifest["fusion"]["gate"])
     model.reports[name] = AttachReport.from_dict(manifest["method"], name)
     state = load_file(folder / "head.safetensors")
-    model.head.load_state_dict(_part(state, "head."))
-    if model.fusion_module is not None:
-        model.fusion_module.load_state_dict(_part(state, _FUSION))
+    try:
+        model.head.load_state_dict(_part(state, "head."))
+        if model.fusion_module is not None:
+            model.fusion_module.load_state_dict(_part(state, _FUSION))
+    except RuntimeError as error:
+        raise ArtefactError(
+            f"{folder / 'head.safetensors'} does not fit what {MANIFEST} describes: {' '.join(str(error).split())}"
+        ) from error
     model.fusions[name] = model.fusion.with_tensors(_part(state, _FITTED))
     if manifest.get("long_inputs"):
         learned = {key: tensor.numpy() for key, tensor in _part(state, _LONG).items()}
         encoder = make_encoder(manifest["long_inputs"]["encoder"])
         model.long_inputs[name] = restore_long_inputs(manifest["long_inputs"], learned, encoder, model.tokenizer)
     if tower is not None and model.knowledge is not None:
-        model.search_with(QueryTower.restored(model.knowledge, tower, folder / _TOWER))
+        model.search_with(QueryTower.restored(model.knowledge, tower, folder / TOWER))
     about = [manifest["files"], manifest["task"], manifest.get("long_inputs"), model.source.fingerprint]
     model.saved_as[name] = sha256_of_json(about)
+    model.measured[name] = read_metrics(folder)
     model.requires_grad_(False)
     model.eval()
 
@@ -247,55 +264,6 @@ def locate(source: str, revision: str | None = None) -> Path:
             f"artefact '{source}' is neither a folder here nor reachable on the hub "
             f"({type(error).__name__}). Check the name and the connection."
         ) from error
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read an artefact's description and check every file against it, before anything is loaded.
-
-    Raises:
-        ArtefactError: a file is missing, truncated or altered, a pickle (refused unread), or the format is another.
-    """
-    looked_into = (folder, folder / _TOWER)
-    pickles = sorted(path.name for place in looked_into for path in place.glob("*") if path.suffix in _PICKLES)
-    if pickles:
-        raise ArtefactError(
-            f"'{folder}' holds {pickles[0]}, a pickle, refused because it can run code when read. "
-            "peft-rag reads safetensors and JSON only: remove it, or save the artefact again with save_pretrained."
-        )
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise ArtefactError(f"'{folder}' is no artefact: {MANIFEST} is missing. Name the folder that --output made.")
-    try:
-        manifest: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise ArtefactError(f"{path} is damaged: {error}. Copy the artefact again from where it was saved.") from None
-    missing = {"task", "method", "fusion", "backbone", "knowledge"} - set(manifest)
-    if missing or manifest.get("format") != FORMAT or set(manifest.get("files", ())) != set(_hashed(manifest)):
-        raise ArtefactError(
-            f"{path} has another format (found {manifest.get('format')!r}, this version reads {FORMAT}). "
-            f"Load it with the peft-rag that saved it ({manifest.get('versions', {}).get('peft-rag', 'unknown')})."
-        )
-    for name, expected in manifest["files"].items():
-        if not (folder / name).is_file():
-            raise ArtefactError(f"'{folder}' misses {name}. Copy the artefact again from where it was saved.")
-        actual = sha256_of_file(folder / name)
-        if actual != expected:
-            raise ArtefactError(
-                f"{folder / name} was truncated or altered: it is {actual[:19]}…, but {MANIFEST} says "
-                f"{expected[:19]}…. Copy the artefact again from where it was saved."
-            )
-    return manifest
-
-
-def artefact_bytes(folder: Path) -> int:
-    """Return the bytes of what is loaded: every file that the manifest names, and the manifest."""
-    names = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-    return sum((folder / name).stat().st_size for name in (*names, MANIFEST))
-
-
-def _hashed(manifest: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the files that must be there, unaltered."""
-    return (*HASHED, *HASHED_TOWER) if manifest.get(_TOWER) else HASHED
 
 
 def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

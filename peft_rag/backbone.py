@@ -62,10 +62,15 @@ class Backbone:
     @property
     def longest_input(self) -> int:
         """Tokens the backbone can read, or a million where it sets no bound."""
+        return min(self.positions, int(self.tokenizer.model_max_length))
+
+    @property
+    def positions(self) -> int:
+        """Tokens that have a place, virtual ones too, or a million where it sets no bound."""
         positions = getattr(self._reader, "max_position_embeddings", None) or 1_000_000
         padding = getattr(self._reader, "pad_token_id", None) or 0
         offset = padding + 1 if "roberta" in self._reader.model_type else 0
-        return min(int(positions) - offset, int(self.tokenizer.model_max_length), 1_000_000)
+        return min(int(positions) - offset, 1_000_000)
 
     @property
     def _reader(self) -> Any:
@@ -238,11 +243,13 @@ def _give_padding(tokenizer: Any, name: str) -> None:
         tokenizer.pad_token = tokenizer.eos_token
 
 
-def check_length(backbone: Backbone, max_length: int) -> None:
-    """Raise when inputs of ``max_length`` tokens are more than the backbone can read."""
-    if not 8 <= max_length <= backbone.longest_input:
+def check_length(backbone: Backbone, max_length: int, virtual_tokens: int = 0) -> None:
+    """Raise when inputs of ``max_length`` tokens, with virtual ones before, are more than the backbone can read."""
+    longest = min(backbone.longest_input, backbone.positions - virtual_tokens)
+    if not 8 <= max_length <= longest:
+        beside = f" beside {virtual_tokens} virtual ones" if virtual_tokens else ""
         raise ConfigError(
-            f"max_length is {max_length}, but '{backbone.name}' reads 8 to {backbone.longest_input} tokens. "
+            f"max_length is {max_length}, but '{backbone.name}' reads 8 to {longest} tokens{beside}. "
             "Choose within that."
         )
 

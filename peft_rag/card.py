@@ -89,11 +89,14 @@ def _costs(manifest: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
         lines.append(f"- trained in the backbone: {method['trainable_parameters']:,} parameters")
     if "artefact_bytes" in metrics:
         lines.append(f"- artefact: {metrics['artefact_bytes'] / 1000:,.0f} kB")
-    if "train_seconds" in metrics:
-        lines.append(
-            f"- training: {metrics['train_seconds']:.0f} s, {metrics['examples_per_second']:.0f} examples/s, "
-            f"peak memory {metrics['peak_memory_bytes'] / 1e6:,.0f} MB"
-        )
+    measured = (
+        ("train_seconds", "{:.0f} s", 1),
+        ("examples_per_second", "{:.0f} examples/s", 1),
+        ("peak_memory_bytes", "peak memory {:,.0f} MB", 1e6),
+    )
+    training = [words.format(metrics[name] / unit) for name, words, unit in measured if name in metrics]
+    if training:
+        lines.append(f"- training: {', '.join(training)}")
     return "\n".join([*lines, ""])
 
 

@@ -24,6 +24,7 @@ from peft_rag.generation import predict_texts
 from peft_rag.knowledge import Knowledge, split_for
 from peft_rag.language_model import check_writes, choice_scores, decoder_start, token_log_probs
 from peft_rag.methods import AttachReport, attach, disabled
+from peft_rag.methods.attachment import unchanged_on_error, virtual_tokens
 from peft_rag.pooling import mean_pools
 from peft_rag.prediction import Prediction
 from peft_rag.query_tower.candidates import Unranked, candidate_rows, unranked_batch
@@ -94,13 +95,15 @@ class RetrievalAugmentedModel(AdapterParts):
 
         Raises:
             MethodError: the method does not fit the backbone; the model is left as it was.
-            ConfigError: an option is unknown or of the wrong type.
+            ConfigError: an option is unknown or of the wrong type, or leaves too few places for ``max_length`` tokens.
         """
         if self.reports:
             raise MethodError(
                 f"a method is attached already ({', '.join(self.reports)}). Use add_adapter for another adapter of it."
             )
-        self.backbone, report = attach(self.backbone, method, last_layers=last_layers, **options)
+        with unchanged_on_error(self):
+            self.backbone, report = attach(self.backbone, method, last_layers=last_layers, **options)
+            check_length(self.source, self.max_length, virtual_tokens(self.backbone))
         self.reports[self.adapter] = report
         return report
 
@@ -115,15 +118,16 @@ class RetrievalAugmentedModel(AdapterParts):
     ) -> AttachReport:
         """Put a second adapter of the attached method beside the first, with a task and head of its own.
 
-        It becomes the active one. `set_adapter` switches.
+        It becomes the active one. `set_adapter` switches. On any error the model is left as it was.
         """
         if not self.reports or name in self.heads:
             why = "no method is attached yet" if not self.reports else f"an adapter '{name}' is there already"
             raise MethodError(f"cannot add adapter '{name}': {why}.")
         method = next(iter(self.reports.values())).method
-        self.backbone, report = attach(self.backbone, method, adapter_name=name, last_layers=last_layers, **options)
-        self.reports[name] = report
-        self.give_parts(name, task, fusion or NoFusion(), self.knowledge, self.max_length)
+        with unchanged_on_error(self):
+            self.backbone, report = attach(self.backbone, method, adapter_name=name, last_layers=last_layers, **options)
+            self.reports[name] = report
+            self.give_parts(name, task, fusion or NoFusion(), self.knowledge, self.max_length)
         return report
 
     def load_adapter(self, name: str, source: str | Path, **options: Any) -> None:
@@ -137,10 +141,10 @@ class RetrievalAugmentedModel(AdapterParts):
 
     def give_parts(self, name: str, task: Task, fusion: Fusion, knowledge: Knowledge | None, max_length: int) -> None:
         """Give an adapter of the backbone what it works with, and make it the active one."""
-        check_length(self.source, max_length)
         check_writes(self.source, task)
         if self.reports:
             self.backbone.set_adapter(name)
+        check_length(self.source, max_length, virtual_tokens(self.backbone) if self.reports else 0)
         self.hold(name, task.with_tokenizer(self.tokenizer), fusion, knowledge, max_length)
 
     def set_adapter(self, name: str) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_rag.artefact import PUBLISHED, read_manifest, save
+from peft_rag.artefact import save
+from peft_rag.artefact_files import PUBLISHED, read_manifest
 from peft_rag.errors import ArtefactError
 
 if TYPE_CHECKING:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,10 @@ import pytest
 import torch
 from transformers import BartConfig, BartModel
 
-from peft_rag.artefact import load, read_manifest
+from peft_rag.artefact import load
+from peft_rag.artefact_files import read_manifest
 from peft_rag.backbone import load_backbone
+from peft_rag.cli import main
 from peft_rag.errors import ArtefactError, FingerprintError, MethodError
 from peft_rag.fusion.none import NoFusion
 from peft_rag.model import RetrievalAugmentedModel
@@ -46,6 +50,15 @@ def saved(tiny_bert: str, tmp_path: Path) -> Path:
     return make_model(tiny_bert).save_pretrained(tmp_path / "saved")
 
 
+def rewrite(folder: Path, change: Callable[[dict[str, Any]], Any], *, sealed: bool = True) -> None:
+    """Alter an artefact's manifest, as it is since or as it was before it held a hash of itself."""
+    manifest = json.loads((folder / "peft_rag.json").read_text())
+    change(manifest)
+    if not sealed:
+        del manifest["sha256"]
+    (folder / "peft_rag.json").write_text(json.dumps(manifest))
+
+
 @pytest.mark.parametrize("method", ["lora", "adapter", "bitfit", "prompt-tuning", "full", "head"])
 def test_load_gives_the_same_outputs_bit_for_bit(tiny_bert: str, tmp_path: Path, method: str) -> None:
     model = make_model(tiny_bert, method)
@@ -62,9 +75,7 @@ def test_what_is_kept_of_a_saved_model_is_that_of_its_task_too(saved: Path, tmp_
     """Two artefacts may hold the same tensors and read texts differently."""
     other = tmp_path / "other"
     shutil.copytree(saved, other)
-    manifest = json.loads((other / "peft_rag.json").read_text())
-    manifest["task"]["settings"]["text_field"] = "body"
-    (other / "peft_rag.json").write_text(json.dumps(manifest))
+    rewrite(other, lambda about: about["task"]["settings"].update(text_field="body"), sealed=False)
     kept = [load(str(folder)).saved_as["default"] for folder in (saved, saved, other)]
     assert kept[0] == kept[1] != kept[2]
 
@@ -126,19 +137,72 @@ def test_damaged_file_is_refused_before_it_is_read(saved: Path, name: str, damag
         load(str(saved))
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 1}', '{"format": 99}', "null"])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 1}', '{"format": 99, "versions": 5}', "null"])
 def test_damaged_manifest_is_refused(saved: Path, content: str) -> None:
     (saved / "peft_rag.json").write_text(content)
-    with pytest.raises(ArtefactError, match=r"peft_rag.json (is damaged|has another format)"):
+    with pytest.raises(ArtefactError, match=r"peft_rag.json (is damaged|has another format|was altered)"):
         load(str(saved))
 
 
-def test_manifest_that_names_other_files_is_refused(saved: Path) -> None:
-    manifest = json.loads((saved / "peft_rag.json").read_text())
-    manifest["files"]["../../etc/passwd"] = "sha256:0"
-    (saved / "peft_rag.json").write_text(json.dumps(manifest))
-    with pytest.raises(ArtefactError, match="has another format"):
+@pytest.mark.parametrize("sealed", [True, False])
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (lambda about: about["files"].update({"../../etc/passwd": "sha256:0"}), "files.../../etc/passwd"),
+        (lambda about: about["files"].pop("head.safetensors"), "files.head.safetensors"),
+        (lambda about: about.update(files=["head.safetensors"]), "files.adapter_config.json"),
+        (lambda about: about.pop("task"), "task.name"),
+        (lambda about: about["task"].update(settings=None), "task.settings"),
+        (lambda about: about["backbone"].pop("fingerprint"), "backbone.fingerprint"),
+        (lambda about: about.pop("knowledge"), "knowledge.corpus.source"),
+        (lambda about: about.update(knowledge={"corpus": {}}), "knowledge.corpus.source"),
+    ],
+)
+def test_manifest_of_another_shape_is_refused(saved: Path, change: Any, part: str, sealed: bool) -> None:
+    rewrite(saved, change, sealed=sealed)
+    with pytest.raises(ArtefactError, match=rf"peft_rag.json was altered: {re.escape(part)} is not as it is saved"):
         load(str(saved))
+
+
+def test_manifest_whose_labels_were_reordered_is_refused(saved: Path) -> None:
+    rewrite(saved, lambda about: about["task"]["settings"]["labels"].reverse())
+    with pytest.raises(ArtefactError, match="was altered since it was saved: it is not what its hash says"):
+        load(str(saved))
+
+
+def test_artefact_without_a_hash_of_its_manifest_is_loaded(saved: Path) -> None:
+    before = answers(load(str(saved)))
+    rewrite(saved, lambda about: None, sealed=False)
+    assert torch.equal(answers(load(str(saved))), before)
+
+
+def test_head_of_other_labels_is_refused(saved: Path) -> None:
+    rewrite(saved, lambda about: about["task"]["settings"]["labels"].pop(), sealed=False)
+    with pytest.raises(
+        ArtefactError, match=r"head.safetensors does not fit what peft_rag.json describes: .*size mismatch"
+    ):
+        load(str(saved))
+
+
+def test_artefact_saved_again_keeps_its_measurements_until_its_weights_change(tiny_bert: str, tmp_path: Path) -> None:
+    make_model(tiny_bert).save_pretrained(tmp_path / "a", metrics={"train_seconds": 12.5})
+    model = load(str(tmp_path / "a"))
+    model.save_pretrained(tmp_path / "b")
+    for name in ("metrics.json", "README.md"):
+        assert (tmp_path / "b" / name).read_text() == (tmp_path / "a" / name).read_text()
+    model.forget()
+    model.save_pretrained(tmp_path / "c")
+    assert "train_seconds" not in json.loads((tmp_path / "c" / "metrics.json").read_text())
+
+
+def test_measurements_of_another_shape_are_refused_when_saving_and_can_be_left_out(saved: Path, tmp_path: Path) -> None:
+    (saved / "metrics.json").write_text('{"arms": {"none": 1}}')
+    model = load(str(saved))
+    with pytest.raises(ArtefactError, match=r"no model card .* metrics=\{\} to leave them out"):
+        model.save_pretrained(tmp_path / "again")
+    model.save_pretrained(tmp_path / "again", metrics={})
+    (saved / "metrics.json").write_text("[")
+    assert load(str(saved)).measured == {"default": {}}
 
 
 @pytest.mark.parametrize("name", ["adapter_model.bin", "model.pkl", "state.pt"])
@@ -158,7 +222,9 @@ def test_load_says_what_to_do_when_the_folder_is_none(tmp_path: Path) -> None:
         load("someone/some-adapter")
 
 
-def test_push_checks_the_artefact_and_says_what_failed(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_push_checks_the_artefact_and_says_what_failed(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     pushed: dict[str, Any] = {}
 
     class Hub:
@@ -175,6 +241,11 @@ def test_push_checks_the_artefact_and_says_what_failed(saved: Path, monkeypatch:
     assert "adapter_model.safetensors" in pushed["names"]
     with pytest.raises(ArtefactError, match="cannot push to 'some/where-else': 401 Unauthorized Check the name"):
         publish_folder(saved, "some/where-else")
+    assert main(["publish", str(saved), "some/adapter"]) == 0
+    assert re.search(r"saved \(\d+ kB\) is at https://hub/some/adapter", capsys.readouterr().out)
+    (saved / "head.safetensors").write_bytes(b"")
+    assert main(["publish", str(saved), "some/adapter"]) == 2
+    assert "head.safetensors was truncated or altered" in capsys.readouterr().err
 
 
 def test_model_push_to_hub_publishes_the_active_adapter(tiny_bert: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,9 +261,7 @@ def test_model_push_to_hub_publishes_the_active_adapter(tiny_bert: str, monkeypa
 
 
 def test_backbone_mismatch_is_an_error_that_says_what_differs(tiny_bert: str, saved: Path) -> None:
-    manifest = json.loads((saved / "peft_rag.json").read_text())
-    manifest["backbone"]["fingerprint"] = "sha256:" + "0" * 64
-    (saved / "peft_rag.json").write_text(json.dumps(manifest))
+    rewrite(saved, lambda about: about["backbone"].update(fingerprint="sha256:" + "0" * 64), sealed=False)
     with pytest.raises(FingerprintError, match=r"trained on backbone .* sha256:000000000000…, but .* is sha256:"):
         load(str(saved))
     assert load(str(saved), allow_backbone_mismatch=True)

@@ -35,7 +35,7 @@ LAYERS = [
         "tuner",
         "versions",
     },
-    {"config", "packaged", "parts", "records", "warm_start"},
+    {"artefact_files", "config", "packaged", "parts", "records", "warm_start"},
     {"corpus", "decisions", "preparation"},
     {"demo", "evaluation", "retrieval"},
     {"tasks"},

@@ -211,7 +211,7 @@ def test_artefact_remembers_the_minimum(tiny_bert: str, toy_data: dict[str, str]
     assert {name: score.value for name, score in again.items()} == pytest.approx(metrics["test"], abs=1e-6)
 
     manifest = json.loads((tmp_path / "out/peft_rag.json").read_text())
-    del manifest["knowledge"]["min_score"]
+    del manifest["knowledge"]["min_score"], manifest["sha256"]
     (tmp_path / "out/peft_rag.json").write_text(json.dumps(manifest))
     older = load(str(tmp_path / "out"))
     assert older.knowledge is not None
@@ -387,6 +387,7 @@ def test_damaged_gate_is_refused(tiny_bert: str, toy_data: dict[str, str], tmp_p
     finish(tiny_bert, toy_data, tmp_path / "out", fusion="concat", num_train_epochs=1)
     manifest = json.loads((tmp_path / "out/peft_rag.json").read_text())
     manifest["fusion"]["gate"] = 7
+    del manifest["sha256"]
     (tmp_path / "out/peft_rag.json").write_text(json.dumps(manifest))
     with pytest.raises(ConfigError, match=r"the gate of a fusion is 7; it is a share from 0"):
         load(str(tmp_path / "out"))

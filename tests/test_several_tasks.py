@@ -1,13 +1,16 @@
 """Several tasks on one backbone, each with an adapter, a head and labels of its own."""
 
+import json
+
 import pytest
 import torch
 
 from peft_rag.backbone import as_backbone, load_backbone
-from peft_rag.errors import FingerprintError, MethodError
+from peft_rag.errors import ArtefactError, BackboneError, ConfigError, FingerprintError, MethodError
 from peft_rag.fusion.base import Split
 from peft_rag.model import RetrievalAugmentedModel
 from peft_rag.records import Record
+from peft_rag.tasks.text2text import Text2Text
 from peft_rag.tasks.text_classification import TextClassification
 from peft_rag.tasks.token_classification import TokenClassification
 from peft_rag.testing import TINY_BACKBONES
@@ -110,3 +113,45 @@ def test_what_cannot_be_loaded_beside_says_why_and_leaves_the_model_as_it_was(ti
     another.attach("lora")
     with pytest.raises(FingerprintError, match="this artefact was trained on backbone"):
         another.load_adapter("topics", topics)
+
+
+def test_adapter_that_cannot_be_added_leaves_the_model_as_it_was():
+    model = fresh(TOPICS)
+    model.attach("lora")
+    shaken(model, 1)
+    topics = model.predict(TEXTS)
+    writing = Text2Text()
+    with pytest.raises(BackboneError, match="loaded without the head by which it writes"):
+        model.add_adapter("texts", writing)
+    assert (model.adapter, list(model.reports), list(model.heads)) == ("default", ["default"], ["default"])
+    assert list(model.backbone.peft_config) == ["default"]
+    assert model.backbone.active_adapter == "default"
+    assert model.predict(TEXTS) == topics
+    model.add_adapter("texts", TAGS)
+    assert model.adapter == "texts"
+
+
+@pytest.mark.parametrize("name", ["a.b", "", "encoder"])
+def test_artefact_is_loaded_under_no_name_that_peft_would_confuse(tmp_path, name):
+    model = fresh(TOPICS)
+    model.attach("lora")
+    model.save_pretrained(tmp_path / "a")
+    with pytest.raises(ConfigError, match=f"adapter name '{name}' .* Choose another"):
+        model.load_adapter(name, tmp_path / "a")
+    assert list(model.backbone.peft_config) == ["default"]
+
+
+def test_artefact_whose_head_does_not_fit_leaves_the_model_as_it_was(tmp_path):
+    model = fresh(TOPICS)
+    model.attach("lora")
+    shaken(model, 1)
+    model.save_pretrained(tmp_path / "a")
+    about = json.loads((tmp_path / "a/peft_rag.json").read_text())
+    about["task"]["settings"]["labels"].pop()
+    del about["sha256"]
+    (tmp_path / "a/peft_rag.json").write_text(json.dumps(about))
+    topics = model.predict(TEXTS)
+    with pytest.raises(ArtefactError, match="does not fit"):
+        model.load_adapter("again", tmp_path / "a")
+    assert (model.adapter, list(model.heads), list(model.backbone.peft_config)) == ("default", ["default"], ["default"])
+    assert model.predict(TEXTS) == topics

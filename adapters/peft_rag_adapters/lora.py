@@ -9,13 +9,33 @@ from peft import LoraConfig
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from peft_rag.errors import ConfigError
 from peft_rag.methods import Method
 from peft_rag.methods.targets import original_modules
 from peft_rag_adapters.architectures import QUERY_VALUE
 
+_SUBTRACTED = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
-def transpose_where_needed(backbone: PreTrainedModel, config: Any, matched: Sequence[str]) -> None:
-    """Tell peft which way round the weights lie: GPT-2's ``Conv1D`` keeps them as ``(in, out)``."""
+
+def keep_backbone(config: LoraConfig, *_: Any) -> None:
+    """Refuse options under which peft takes the start of B A out of W, so that without the adapter it is another model.
+
+    Raises:
+        ConfigError: the option, and its values that can be used.
+    """
+    start = config.init_lora_weights
+    if isinstance(start, str) and start.startswith(_SUBTRACTED):
+        raise ConfigError(
+            f"init_lora_weights={start!r} changes the backbone's weights, which stay as they are here. "
+            "Choose true (the default), gaussian, orthogonal or false."
+        )
+    if config.layer_replication:
+        raise ConfigError("layer_replication builds another backbone; here it stays as it is. Leave it out.")
+
+
+def prepare(backbone: PreTrainedModel, config: Any, matched: Sequence[str]) -> None:
+    """Check the options, and tell peft which way round the weights lie: ``(in, out)`` in GPT-2's ``Conv1D``."""
+    keep_backbone(config)
     modules = original_modules(backbone)
     config.fan_in_fan_out = any(isinstance(modules[name], Conv1D) for name in matched)
 
@@ -26,7 +46,7 @@ METHOD = Method(
     options={"r": 8, "lora_alpha": 16},
     learning_rate=2e-3,
     mergeable=True,
-    prepare=transpose_where_needed,
+    prepare=prepare,
 )
 """Low-rank updates of the query and value projections, mergeable into the backbone.
 

@@ -13,6 +13,7 @@ from peft.utils import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
 
 from peft_rag.methods import Method
 from peft_rag_adapters.architectures import QUERY_VALUE
+from peft_rag_adapters.lora import keep_backbone
 from peft_rag_adapters.prompt_tuning import read_sizes_of_words
 from peft_rag_adapters.shipped import (
     common_divisor,
@@ -109,6 +110,7 @@ Source: Bini et al. 2025, arXiv:2503.18225.
 DORA = shipped(
     peft.LoraConfig,
     conv1d=True,
+    fit=keep_backbone,
     options={"r": 8, "lora_alpha": 16, "use_dora": True},
     changes_output=_ROUNDING,
 )

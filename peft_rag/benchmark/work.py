@@ -97,7 +97,7 @@ def measure_cell(spec: Mapping[str, Any]) -> Facts:
     Args:
         spec: ``settings`` of the run, ``controls`` wanted, ``seed``, and ``index`` bytes and seconds of the retriever.
     """
-    from peft_rag.artefact import artefact_bytes
+    from peft_rag.artefact_files import artefact_bytes
     from peft_rag.benchmark.controls import control_arms, control_texts
     from peft_rag.benchmark.costs import (
         latency,

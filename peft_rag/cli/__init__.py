@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from peft_rag import __version__
-from peft_rag.cli import backbone, benchmark, evaluate, index, plugins, predict, recommend, train
+from peft_rag.cli import backbone, benchmark, evaluate, index, plugins, predict, publish, recommend, train
 from peft_rag.cli.flags import split_part_options
 from peft_rag.errors import PeftRagError
 
@@ -78,6 +78,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"peft-rag {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for module in (train, recommend, predict, evaluate, benchmark, index, backbone, plugins):
+    for module in (train, recommend, predict, evaluate, publish, benchmark, index, backbone, plugins):
         module.add_to(commands)
     return parser

@@ -55,7 +55,8 @@ def add_artefact_options(parser: argparse.ArgumentParser) -> None:
 
 def load_artefact(known: argparse.Namespace) -> RetrievalAugmentedModel:
     """Load the artefact that the flags name onto the device they name."""
-    from peft_rag.artefact import load, locate, read_manifest
+    from peft_rag.artefact import load, locate
+    from peft_rag.artefact_files import read_manifest
     from peft_rag.cli.progress import hold_back_chatter
     from peft_rag.devices import chosen_device
     from peft_rag.errors import ConfigError

@@ -18,7 +18,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from peft_rag.errors import ConfigError, MethodError, PeftRagError
-from peft_rag.methods.audit import audit_frozen
+from peft_rag.methods.audit import audit_frozen, audit_unchanged, sampled
 from peft_rag.methods.method import Method, register, resolve
 from peft_rag.methods.noise import quiet_peft
 from peft_rag.methods.options import _one_line, build_config
@@ -111,7 +111,8 @@ def attach(
     plain = backbone.get_base_model() if isinstance(backbone, PeftModel) else backbone
     config = build_config(method, name, options)
     config.task_type = task_type_of(plain)
-    _check_adapter_name(adapter_name, backbone, plain, PEFT_TYPE_TO_PREFIX_MAPPING.get(config.peft_type))
+    check_adapter_name(adapter_name, backbone, config.peft_type)
+    before = sampled(backbone)
     with unchanged_on_error(backbone):
         matched = choose_targets(
             method, name, plain, config, by_user="target_modules" in options, last_layers=last_layers
@@ -121,6 +122,7 @@ def attach(
         model = _inject(backbone, config, adapter_name, name)
         if any(path.split(".").count(adapter_name) > 1 for path, _ in model.named_parameters()):
             raise ConfigError(f"adapter name '{adapter_name}' is also the name of a part of '{name}'. Choose another.")
+        audit_unchanged(model, before)
         audit = audit_frozen(model)
     return model, AttachReport(
         method=name,
@@ -144,7 +146,7 @@ def task_type_of(backbone: PreTrainedModel) -> TaskType:
 @contextmanager
 def unchanged_on_error(model: nn.Module) -> Iterator[None]:
     """Bring back a model's modules, parameters, attributes and gradient flags if the block fails."""
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    flags = [(parameter, parameter.data, parameter.requires_grad) for parameter in model.parameters()]
     kept = [
         (
             module,
@@ -162,7 +164,8 @@ def unchanged_on_error(model: nn.Module) -> Iterator[None]:
             for container, content in containers:
                 container.clear()
                 container.update(content) if isinstance(container, dict) else container.extend(content)
-        for parameter, flag in flags:
+        for parameter, data, flag in flags:
+            parameter.data = data
             parameter.requires_grad_(flag)
         raise
 
@@ -183,10 +186,21 @@ def _inject(backbone: PreTrainedModel | PeftModel, config: PeftConfig, adapter_n
         raise MethodError(f"method '{name}' cannot be attached to {kind}: {_one_line(error)}.") from error
 
 
-def _check_adapter_name(
-    adapter_name: str, backbone: PreTrainedModel | PeftModel, plain: nn.Module, prefix: str | None
-) -> None:
-    """Refuse names that peft would confuse with modules or weights when it saves and loads by name."""
+def virtual_tokens(model: PeftModel) -> int:
+    """Return how many virtual tokens the active adapter puts before every input."""
+    config = model.active_peft_config
+    return int(config.num_virtual_tokens) if config.is_prompt_learning else 0
+
+
+def check_adapter_name(adapter_name: str, backbone: PreTrainedModel | PeftModel, peft_type: str) -> None:
+    """Refuse names that peft would confuse with modules or weights when it saves and loads by name.
+
+    Raises:
+        ConfigError: with what is wrong with the name.
+        MethodError: the backbone carries an adapter, but is not the model that holds it.
+    """
+    plain = backbone.get_base_model() if isinstance(backbone, PeftModel) else backbone
+    prefix = PEFT_TYPE_TO_PREFIX_MAPPING.get(peft_type)
     if not isinstance(backbone, PeftModel) and any(isinstance(m, BaseTunerLayer) for m in plain.modules()):
         raise MethodError(
             f"this {type(plain).__name__} already carries an adapter. Pass the PeftModel that holds it, "
@@ -207,7 +221,7 @@ def _check_adapter_name(
 
 def _matched(model: PeftModel, config: Any, adapter_name: str) -> tuple[str, ...]:
     if config.is_prompt_learning:
-        return (f"{config.num_virtual_tokens} virtual tokens",)
+        return (f"{virtual_tokens(model)} virtual tokens",)
     modules = dict(model.get_base_model().named_modules())
     wrapped = [
         name

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from peft_rag.errors import MethodError
+
+_SAMPLED = 1024
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,37 @@ def backbone_tensors(model: nn.Module) -> dict[str, Tensor]:
         for key, tensor in model.state_dict().items()
         if not _is_under(key, adapters)
     }
+
+
+def sampled(model: nn.Module) -> dict[str, Tensor]:
+    """Copy some values of each of the backbone's tensors: all of the small ones, 1,024 in even steps of the others.
+
+    What costs next to nothing at any size shows whether a method, when attached, changed the backbone in place.
+    """
+    samples = {}
+    for name, tensor in backbone_tensors(model).items():
+        flat = tensor.detach().reshape(-1)
+        samples[name] = flat[:: max(len(flat) // _SAMPLED, 1)].clone()
+    return samples
+
+
+def audit_unchanged(model: PeftModel, before: Mapping[str, Tensor]) -> None:
+    """Verify that the backbone still is what `sampled` took ``before``.
+
+    Raises:
+        MethodError: it is not.
+    """
+    after = sampled(model)
+    changed = [name for name in before.keys() | after.keys() if not _same(before.get(name), after.get(name))]
+    if changed:
+        raise MethodError(
+            f"the method changed {len(changed)} tensors of the backbone, first '{min(changed)}'. It must stay as it "
+            "is: load it again, and choose another start of the method's weights."
+        )
+
+
+def _same(before: Tensor | None, after: Tensor | None) -> bool:
+    return before is not None and after is not None and torch.equal(before, after.to(before.device))
 
 
 def backbone_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -212,7 +212,7 @@ class _Attempt:
 
     def _measure(self, config: RunConfig) -> tuple[int, bool]:
         """Attach the method to a copy of the backbone, save the artefact, and weigh its files."""
-        from peft_rag.artefact import artefact_bytes
+        from peft_rag.artefact_files import artefact_bytes
         from peft_rag.model import RetrievalAugmentedModel
 
         like = self.group.prepared.model
