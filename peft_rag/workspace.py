@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from peft_rag.config import RunConfig
+from peft_rag.contents import content_hash
 from peft_rag.errors import ArtefactError, ConfigError, PeftRagError
 from peft_rag.files import refuse_nonempty, write_json
+
+_DATA = ("train", "validation", "test", "corpus")
+_HELD = "content_hashes"
 
 
 @contextmanager
@@ -33,6 +38,7 @@ def working_folder(config: RunConfig, output: Path, *, main: bool) -> Iterator[P
 
 def _claim(config: RunConfig, working: Path) -> None:
     about = {name: value for name, value in config.to_dict().items() if name != "resume"}
+    about[_HELD] = {name: content_hash(about[name]) for name in _DATA if about.get(name)}
     record = working / "run.json"
     if not working.exists():
         write_json(record, about)
@@ -46,9 +52,18 @@ def _claim(config: RunConfig, working: Path) -> None:
     except (OSError, ValueError):
         earlier = None
     earlier = earlier if isinstance(earlier, dict) else {}
-    differing = sorted(name for name in about if earlier.get(name) != json.loads(json.dumps(about[name])))
+    differing = _differing(earlier, json.loads(json.dumps(about)))
     if differing:
         raise ConfigError(
-            f"cannot resume '{working}': {', '.join(differing)} differ from the unfinished run. "
-            "Resume with the same configuration, or remove that folder to start again."
+            f"cannot resume '{working}': {', '.join(differing)} changed since it was interrupted. "
+            "Resume with the same configuration and data, or remove that folder to start again."
         )
+
+
+def _differing(earlier: Mapping[str, Any], now: dict[str, Any]) -> list[str]:
+    """Name the settings that are others now, and the data of the same name that has changed."""
+    held, before = now.pop(_HELD), earlier.get(_HELD)
+    differing = sorted(name for name in now if earlier.get(name) != now[name])
+    if isinstance(before, dict):  # runs of earlier versions did not note it
+        differing += [f"the content of {now[name]}" for name in held if before.get(name) != held[name]]
+    return differing

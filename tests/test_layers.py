@@ -38,7 +38,7 @@ LAYERS = [
     {"artefact_files", "config", "packaged", "parts", "records", "warm_start"},
     {"corpus", "decisions", "preparation"},
     {"demo", "evaluation", "retrieval"},
-    {"tasks"},
+    {"contents", "tasks"},
     {"usable"},
     {"data", "fusion", "long_inputs", "objectives"},
     {"long_prompts", "prediction", "rows"},

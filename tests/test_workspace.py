@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,10 +77,34 @@ def test_resumed_run_of_another_configuration_is_refused_naming_what_differs(con
     with pytest.raises(ConfigError) as caught, working_folder(other, Path(config.output), main=True):
         raise AssertionError("the run must not begin")
     assert str(caught.value) == (
-        f"cannot resume '{working}': method, seed differ from the unfinished run. "
-        "Resume with the same configuration, or remove that folder to start again."
+        f"cannot resume '{working}': method, seed changed since it was interrupted. "
+        "Resume with the same configuration and data, or remove that folder to start again."
     )
     assert (working / "checkpoint").exists()
+
+
+def test_resumed_run_over_data_that_has_changed_is_refused_naming_it(config, tmp_path):
+    for name in ("a.jsonl", "c.jsonl", "index/manifest.json", "index/shard", "saved/one.arrow"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("as it was")
+    names = {"train": f"{tmp_path}/a.jsonl[0:5]", "corpus": f"{tmp_path}/c.jsonl", "test": f"{tmp_path}/saved"}
+    config = replace(config, validation=f"{tmp_path}/index", **names)
+    cut_off(config)
+    resumed = replace(config, resume=True)
+    (tmp_path / "index/shard").write_text("is vouched for by the manifest")
+    cut_off(resumed)
+    for changed, named in (
+        ("a.jsonl", names["train"]),
+        ("index/manifest.json", config.validation),
+        ("saved/one.arrow", names["test"]),
+    ):
+        (tmp_path / changed).write_text("as it is now")
+        message = re.escape(f"the content of {named} changed since it was interrupted")
+        with pytest.raises(ConfigError, match=message), working_folder(resumed, Path(config.output), main=True):
+            raise AssertionError("the run must not begin")
+        (tmp_path / changed).write_text("as it was")
+    with working_folder(resumed, Path(config.output), main=True) as again:
+        assert (again / "checkpoint").exists()
 
 
 @pytest.mark.parametrize("record", ["", "[1]", "{", None])
@@ -89,7 +114,7 @@ def test_resumed_run_whose_record_is_damaged_is_refused(config, record):
     if record is not None:
         (working / "run.json").write_text(record)
     with (
-        pytest.raises(ConfigError, match=r"cannot resume .*: backbone, .*corpus, .* differ from the unfinished run"),
+        pytest.raises(ConfigError, match=r"cannot resume .*: backbone, .*corpus, .* changed since it was interrupted"),
         working_folder(replace(config, resume=True), Path(config.output), main=True),
     ):
         raise AssertionError("the run must not begin")

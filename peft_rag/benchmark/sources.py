@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from functools import lru_cache
 from pathlib import Path
 
 from peft_rag.benchmark.suite import DataSet
+from peft_rag.contents import content_hash
 from peft_rag.errors import DataError
-from peft_rag.files import sha256_of_file
 from peft_rag.records import SUFFIXES
 from peft_rag.slices import split_slice
 
@@ -54,19 +53,5 @@ def why_absent(data: DataSet) -> str:
 
 
 def content_hashes(data: DataSet) -> dict[str, str]:
-    """Return a hash of each file's content by split; of demo data and hub data sets the name stands for the content."""
-    return {split: _content_hash(expand(source)) for split, source in data.sources.items()}
-
-
-def _content_hash(source: str) -> str:
-    path = Path(split_slice(source)[0])
-    if not path.is_file():
-        return source
-    about = path.stat()
-    return _hash(path, about.st_mtime_ns, about.st_size)
-
-
-@lru_cache(maxsize=256)
-def _hash(path: Path, changed: int, size: int) -> str:
-    """Hash a file; time of change and size are there so that one that was written anew is hashed anew."""
-    return sha256_of_file(path)
+    """Return a hash of what each split holds; of demo data and hub data sets the name stands for that."""
+    return {split: content_hash(expand(source)) for split, source in data.sources.items()}
