@@ -103,7 +103,9 @@ class RunConfig:
         "model",
     )
     dropout: float = _option(
-        -1.0, "dropout of backbone and head in training; below 0 as the backbone has it", "training"
+        -1.0,
+        "dropout of backbone and head in training; below 0 as the backbone has it. A method's own is an option of it",
+        "training",
     )
     head_init: str = _option("probe", "head before training: probe (fitted to frozen features) or random", "training")
     head_refit: bool = _option(True, "fit the head again to the tuned features where validation gains", "training")

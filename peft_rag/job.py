@@ -380,11 +380,14 @@ def _long_inputs(config: RunConfig, model: RetrievalAugmentedModel, splits: Spli
 
 
 def _set_dropout(model: RetrievalAugmentedModel, share: float) -> None:
+    """Set the dropout of everything but the method's own modules, which have options of their own."""
     from torch import nn
+
+    from peft_rag.methods.audit import backbone_modules
 
     if share < 0:
         return
-    for module in model.modules():
+    for module in backbone_modules(model):
         if isinstance(module, nn.Dropout):
             module.p = share
 

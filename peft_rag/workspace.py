@@ -21,7 +21,7 @@ _HELD = "content_hashes"
 @contextmanager
 def working_folder(config: RunConfig, output: Path, *, main: bool) -> Iterator[Path]:
     """Give the folder of checkpoints; it vanishes with the artefact's birth or a user's error, and outlives a kill."""
-    named = output if output.name not in ("", "..") else output.resolve()
+    named = output.resolve() if output.is_symlink() or output.name in ("", "..") else output
     working = named.with_name(named.name + ".partial")
     if main:
         refuse_nonempty(output)

@@ -313,7 +313,7 @@ def test_lora_artefact_loads_in_plain_peft(tiny_bert: str, toy_data: dict[str, s
 @contextmanager
 def cut_off_after_two_epochs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Interrupt the run inside the block once its second epoch is saved."""
-    from peft_rag.training import ExamplesTrainer
+    from peft_rag.examples_trainer import ExamplesTrainer
 
     saved = ExamplesTrainer._save_checkpoint
 
@@ -341,11 +341,17 @@ def test_interrupted_run_resumes_to_the_same_weights(
 
     with pytest.raises(ArtefactError, match=r"holds an unfinished run. Go on with it by --resume"):
         finish(tiny_bert, toy_data, tmp_path / "out")
-    with pytest.raises(ConfigError, match=r"cannot resume .*: method differ"):
+    with pytest.raises(ConfigError, match=r"cannot resume .*: method changed since it was interrupted"):
         finish(tiny_bert, toy_data, tmp_path / "out", method="bitfit", resume=True)
     assert partial.exists()
+    elapsed = max(partial.glob("checkpoints/checkpoint-*/elapsed.json"))
+    assert 0 < json.loads(elapsed.read_text())["seconds"] < 600
+    elapsed.write_text('{"seconds": 1000}')
     resumed = finish(tiny_bert, toy_data, tmp_path / "out", resume=True)
     assert resumed["test"] == pytest.approx(whole["test"], abs=1e-6)
+    assert 1000 < resumed["train_seconds"] < 1600
+    seen = [one["train_seconds"] * one["examples_per_second"] for one in (resumed, whole)]
+    assert seen[0] == pytest.approx(seen[1])
     for name in ("adapter_model.safetensors", "head.safetensors"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 

@@ -79,7 +79,7 @@ def _plain(row: dict[str, Any]) -> dict[str, Any]:
 def test_share_of_all_trains_as_without_retrieval(
     tiny_bert: str, toy_data: dict[str, str], tmp_path: Path, fusion: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from peft_rag.training import ExamplesTrainer
+    from peft_rag.examples_trainer import ExamplesTrainer
 
     losses: list[float] = []
     step = ExamplesTrainer.training_step
@@ -142,6 +142,17 @@ def test_interrupted_run_with_dropout_resumes_to_the_same_weights(
 def test_dropout_out_of_range_is_refused_where_it_is_made(share: float, by: str) -> None:
     with pytest.raises(ConfigError, match=r"retrieval_dropout(_by)? is"):
         RetrievalDropout(share, by)
+
+
+def test_dropout_leaves_that_of_the_method_to_its_own_option(
+    tiny_bert: str, toy_data: dict[str, str], tmp_path: Path
+) -> None:
+    given = prepared(tiny_bert, toy_data, tmp_path, dropout=0.2, **{"method.lora_dropout": 0.4})
+    shares = {name: module.p for name, module in given.model.named_modules() if isinstance(module, torch.nn.Dropout)}
+    own = {name for name in shares if ".lora_dropout." in name}
+    assert own
+    assert {shares[name] for name in own} == {0.4}
+    assert {share for name, share in shares.items() if name not in own} == {0.2}
 
 
 # Minimum score

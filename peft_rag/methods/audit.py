@@ -86,6 +86,12 @@ def backbone_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if not _is_under(name, adapters)}
 
 
+def backbone_modules(model: nn.Module) -> list[nn.Module]:
+    """Return the modules under a model that are no adapter's own."""
+    _, adapters = _wrapped_and_adapters(model)
+    return [module for name, module in model.named_modules() if not _is_under(name, adapters)]
+
+
 def audit_frozen(model: PeftModel) -> FreezeAudit:
     """Say what is trained and verify that no parameter of the backbone is.
 

@@ -75,7 +75,7 @@ def recommend(config: RunConfig, options: SearchOptions, say: Say = print) -> Re
         write_json(folder / REPORT, content)
         write_text(folder / WORDS, "\n".join(words) + "\n")
         refuse_nonempty(output)
-        os.replace(folder, output)
+        os.replace(folder, os.path.realpath(output))
     for line in ("", *words, "", f"saved: {output}"):
         say(line)
     return Recommendation(output, content)

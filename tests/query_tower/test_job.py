@@ -174,8 +174,8 @@ def test_frozen_encoder_finds_as_many_as_are_to_be_ranked(data: dict[str, Any], 
 
 
 def test_tower_has_a_step_size_of_its_own(data: dict[str, Any], tmp_path: Path) -> None:
+    from peft_rag.examples_trainer import ExamplesTrainer
     from peft_rag.rows import Rows
-    from peft_rag.training import ExamplesTrainer
 
     given = prepare(from_mapping(data), tmp_path / "work", lambda line: None)
     rows = Rows(given.model.candidates(given.train))

@@ -43,6 +43,8 @@ def test_search_leaves_the_artefact_of_the_command_it_names_with_its_reasons(
     monkeypatch.setattr(Trials, "run", lambda self, *given: read.append(self.base.test) or original(self, *given))
     said: list[str] = []
     options = SearchOptions(methods=("head", "lora", "bitfit"), trials=2)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "elsewhere")
     found = recommend(make_config(max_steps=30, fusion="knn"), options, said.append)
 
     report = found.report
@@ -56,7 +58,13 @@ def test_search_leaves_the_artefact_of_the_command_it_names_with_its_reasons(
         == json.loads((found.folder / "metrics.json").read_text())["artefact_bytes"]
     )
     assert json.loads((found.folder / "recommendation.json").read_text()) == json.loads(json.dumps(report))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "test.jsonl", "train.jsonl", "validation.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "elsewhere",
+        "out",
+        "test.jsonl",
+        "train.jsonl",
+        "validation.jsonl",
+    ]
 
     read_manifest(found.folder)
     model = RetrievalAugmentedModel.from_pretrained(str(found.folder))
@@ -99,7 +107,7 @@ def test_interrupted_search_goes_on_without_doing_anything_twice(
     assert said[-1] == f"stopped; the trials so far lie in '{tmp_path / 'out'}.partial', and --resume goes on with them"
     with pytest.raises(ArtefactError, match=r"holds an unfinished run. Go on with it by --resume"):
         recommend(config, SMALL, say)
-    with pytest.raises(ConfigError, match="seed differ from the unfinished run"):
+    with pytest.raises(ConfigError, match="seed changed since it was interrupted"):
         recommend(override(config, resume=True, seed=5), SMALL, say)
     found = recommend(override(config, resume=True), SMALL, say)
     assert done == ["head", "cut off", "bitfit"]
