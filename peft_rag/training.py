@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
 
+from peft_rag.counts import check_count
 from peft_rag.devices import on_processor
 from peft_rag.errors import ConfigError, TrainingError
 from peft_rag.examples_trainer import ExamplesTrainer
@@ -108,6 +110,7 @@ def training_arguments(
             raise ConfigError("--early_stopping_patience needs evaluation, but eval_strategy is 'no'. Set it to epoch.")
         chosen["load_best_model_at_end"] = False
     try:
+        get_reporting_integration_callbacks(chosen["report_to"])  # raises on names it does not know
         return TrainingArguments(
             output_dir=str(output_dir), remove_unused_columns=False, label_names=["labels"], **chosen
         )
@@ -118,8 +121,7 @@ def training_arguments(
 def _check_values(chosen: dict[str, Any]) -> None:
     """Raise `ConfigError` on values that transformers takes and fails on later, or trains nothing with."""
     for name in _COUNTS:
-        if isinstance(chosen[name], bool) or not isinstance(chosen[name], int) or chosen[name] < 1:
-            raise ConfigError(f"{name} is {chosen[name]}; it must be a whole number of at least 1.")
+        check_count(name, chosen[name], 1)
     for name in _SIZES & set(chosen):
         value = chosen[name]
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:

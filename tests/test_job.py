@@ -418,10 +418,13 @@ def test_best_weights_are_those_of_the_lowest_error_where_less_is_better(
         ({"report_to": "nowhere"}, "transformers refuses the training options: nowhere is not supported"),
         (
             {"per_device_train_batch_size": 0},
-            "per_device_train_batch_size is 0; it must be a whole number of at least 1",
+            "per_device_train_batch_size must be a whole number of at least 1, but is 0.",
         ),
-        ({"per_device_eval_batch_size": 1.5}, "per_device_eval_batch_size is 1.5; it must be a whole number"),
-        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps is 0; it must be a whole number"),
+        (
+            {"per_device_eval_batch_size": 1.5},
+            "per_device_eval_batch_size must be a whole number",
+        ),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps must be a whole number"),
         ({"learning_rate": -1}, "learning_rate is -1; it must be a number that is not below 0"),
         ({"learning_rate": "nan"}, "learning_rate is nan; it must be a number"),
         ({"weight_decay": "abc"}, "weight_decay is abc; it must be a number"),
@@ -446,6 +449,13 @@ def test_bad_option_is_one_line_and_leaves_nothing(
         finish(tiny_bert, toy_data, tmp_path / "out", **change)
     assert message in str(caught.value)
     assert sorted(path.name for path in tmp_path.glob("*out*")) == []
+
+
+def test_unknown_reporter_is_refused_with_the_arguments(tmp_path: Path) -> None:
+    from peft_rag.training import training_arguments
+
+    with pytest.raises(ConfigError, match="nowhere is not supported, only"):
+        training_arguments(tmp_path, 0.1, {"report_to": "nowhere"}, metric="accuracy", early_stopping_patience=0)
 
 
 def test_output_that_holds_something_is_refused_before_any_work(

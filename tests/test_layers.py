@@ -15,7 +15,7 @@ SOURCES = sorted([*CORE.rglob("*.py"), *ADAPTERS.rglob("*.py")])
 
 LAYERS = [
     {"errors"},
-    {"refusals"},
+    {"counts", "refusals"},
     {
         "backbone_name",
         "devices",

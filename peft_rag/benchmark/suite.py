@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from peft_rag.config import DEFAULT_MODEL, read_yaml
+from peft_rag.counts import check_count
 from peft_rag.errors import ConfigError
 from peft_rag.registry import FUSIONS, METHODS, Group, names, suggest
 
@@ -102,9 +103,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         for name in ("max_steps", "trials"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"budget.{name} is {value!r}; it must be a whole number of at least 1.")
+            check_count(f"budget.{name}", getattr(self, name), 1)
         if not isinstance(self.time_limit, (int, float)) or not self.time_limit > 0:
             raise ConfigError(f"budget.time_limit is {self.time_limit!r}; it must be a number of seconds above 0.")
 
@@ -249,8 +248,7 @@ def _check_distinct(what: str, given: Sequence[Any]) -> None:
 
 def _check_whole_numbers(what: str, given: Sequence[Any]) -> None:
     for value in given:
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            raise ConfigError(f"{what}: {value!r} is no whole number of at least 0.")
+        check_count(f"each of the {what}", value, 0)
 
 
 def _check_names(what: str, given: Sequence[str], known: Sequence[str]) -> None:

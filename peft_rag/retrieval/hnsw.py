@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_rag.errors import ConfigError, RetrievalError
+from peft_rag.counts import check_count
+from peft_rag.errors import RetrievalError
 from peft_rag.files import new_folder
 from peft_rag.retrieval.base import Encoder, Neighbours
 from peft_rag.retrieval.dense import VECTORS, DenseRetriever
@@ -53,7 +54,7 @@ class HnswOptions:
 
     def __post_init__(self) -> None:
         for name, least in (("M", 2), ("ef_construction", 1), ("ef", 1), ("threads", 0)):
-            _check_option(name, getattr(self, name), least)
+            check_count(f"hnsw option {name}", getattr(self, name), least)
 
 
 class HnswIndex:
@@ -222,7 +223,7 @@ class HnswRetriever(DenseRetriever):
         super().__init__(encoder)
         self.options = HnswOptions(M, ef_construction, ef, threads)
         self.exact_below = exact_below
-        _check_option("exact_below", exact_below, 0)
+        check_count("hnsw option exact_below", exact_below, 0)
         self._graph: HnswIndex | None = None
 
     def settings(self) -> dict[str, Any]:
@@ -266,11 +267,6 @@ def no_graph(exact_below: int) -> RetrievalError:
         f"the index has no graph to choose ef for: below {exact_below:,} documents it is searched exactly, and all are "
         "found. Build it with a smaller exact_below."
     )
-
-
-def _check_option(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"hnsw option {name} must be a whole number of at least {least}, but is {value!r}.")
 
 
 def _new_graph(dimension: int) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peft_rag.counts import check_count
 from peft_rag.errors import ConfigError, RetrievalError
 from peft_rag.files import new_folder, sha256_of_json
 from peft_rag.parts import make_part
@@ -60,8 +61,7 @@ class HybridRetriever(Retriever):
             ConfigError: an option is out of range or unknown, or both retrievers are the same.
         """
         for option, value, least in (("rrf_k", rrf_k, 0), ("depth", depth, 1)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ConfigError(f"hybrid option {option} must be a whole number of at least {least}, not {value!r}.")
+            check_count(f"hybrid option {option}", value, least)
         self.encoder = encoder
         self.rrf_k, self.depth = rrf_k, depth
         self._names = {FIRST: first, SECOND: second}

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from peft_rag.counts import check_count
 from peft_rag.errors import ConfigError, RetrievalError
 from peft_rag.files import sha256_of_file, sha256_of_json, write_json
 from peft_rag.retrieval.precision import PRECISIONS
@@ -65,9 +66,7 @@ class StoreSettings:
         least = {"M": 2, "ef_construction": 1, "ef": 1, "shard_size": 1}
         least |= dict.fromkeys(("threads", "exact_below", "graph_dimensions"), 0)
         for name, smallest in least.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
-                raise ConfigError(f"{name} must be a whole number of at least {smallest}, but is {value!r}.")
+            check_count(name, getattr(self, name), smallest)
 
 
 @dataclass(frozen=True)

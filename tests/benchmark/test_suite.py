@@ -40,11 +40,11 @@ def test_suite_is_read_with_labels_and_defaults(mapping: dict[str, Any]) -> None
         ({"methods": "lora"}, "'methods' is 'lora', but must be a list"),
         ({"fusions": [{"name": "knn", "option": {}}]}, "unknown key 'option'. Did you mean 'options'?"),
         ({"seeds": [0, 0]}, "'seeds' names 0 twice"),
-        ({"seeds": ["one"]}, "seeds: 'one' is no whole number"),
+        ({"seeds": ["one"]}, "each of the seeds must be a whole number of at least 0, but is 'one'"),
         ({"controls": ["randon"]}, "no control 'randon'. Did you mean 'random'?"),
         ({"reference": {"method": "hed"}}, "no method of the reference row 'hed'. Did you mean 'head'?"),
         ({"budget": {"max_step": 3}}, "unknown key 'max_step'. Did you mean 'max_steps'?"),
-        ({"budget": {"max_steps": 0}}, "budget.max_steps is 0"),
+        ({"budget": {"max_steps": 0}}, "budget.max_steps must be a whole number of at least 1, but is 0"),
         ({"budget": {"max_steps": 6, "tuning_seed": 1}}, "budget.tuning_seed is 1, a seed of the suite too"),
     ],
 )

@@ -68,9 +68,9 @@ def test_options_reach_the_retrievers_and_the_fingerprint(encoder):
 
 
 def test_options_that_make_no_sense_are_refused(encoder):
-    with pytest.raises(ConfigError, match=r"hybrid option rrf_k must be a whole number of at least 0, not -1"):
+    with pytest.raises(ConfigError, match=r"hybrid option rrf_k must be a whole number of at least 0, but is -1"):
         HybridRetriever(encoder, rrf_k=-1)
-    with pytest.raises(ConfigError, match=r"hybrid option depth must be a whole number of at least 1, not 0"):
+    with pytest.raises(ConfigError, match=r"hybrid option depth must be a whole number of at least 1, but is 0"):
         HybridRetriever(encoder, depth=0)
     with pytest.raises(ConfigError, match=r"both are 'bm25'\. Name another"):
         HybridRetriever(encoder, first="bm25")
