@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _FORMAT = 1
+_PROBE = "ÉCOLE Écoles don't re-read  3.14\u00a0km²\t中文 ﬁne 🙂\n"  # what tokenizers cut and fold in ways of their own
 _WORTH_KEEPING = 64
 _HUB_NAME_AT_REVISION = re.compile(r"([\w.-]+(?:/[\w.-]+)?)@([\w./-]+)")
 
@@ -106,10 +107,15 @@ class SentenceEncoder:
 
     @cached_property
     def fingerprint(self) -> str:
-        """``sha256:<hex>`` over weights, vocabulary, pooling, maximal length and default prompt; not over the name."""
+        """``sha256:<hex>`` over all that makes a vector, and not over the name.
+
+        That is weights, vocabulary, how a text is cut into it, pooling, maximal length and default prompt.
+        """
         model = self.model
         pooling = [getattr(module, "pooling_mode", None) for module in model]
-        vocabulary = sha256_of_json(model.tokenizer.get_vocab())
+        probed = model.tokenizer.encode(_PROBE)
+        tokens = getattr(probed, "ids", probed)  # of a static embedding the tokenizer is that of the tokenizers package
+        vocabulary = sha256_of_json([model.tokenizer.get_vocab(), tokens])
         parts = [weights_fingerprint(model.state_dict().items()), vocabulary, pooling, model.max_seq_length]
         prompt = (model.prompts or {}).get(model.default_prompt_name or "")
         if prompt:

@@ -106,6 +106,28 @@ def test_fingerprint_follows_weights_and_length_and_not_the_name(minilm, tmp_pat
 
 
 @needs_minilm
+def test_fingerprint_follows_how_texts_are_cut(minilm):
+    from tokenizers.normalizers import NFC
+
+    other = SentenceEncoder(MINILM, device="cpu")
+    other.model.tokenizer.backend_tokenizer.normalizer = NFC()  # case and accents are kept, which the vocabulary lacks
+    assert other.model.tokenizer.get_vocab() == minilm.model.tokenizer.get_vocab()
+    assert other.fingerprint != minilm.fingerprint
+
+
+def test_fingerprint_of_a_static_embedding():
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import StaticEmbedding
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+
+    table = Tokenizer(WordLevel({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
+    encoder = SentenceEncoder("static", device="cpu")
+    encoder.model = SentenceTransformer(modules=[StaticEmbedding(table, embedding_dim=4)], device="cpu")
+    assert encoder.fingerprint.startswith("sha256:")
+
+
+@needs_minilm
 def test_max_length_cuts_texts_and_must_fit_the_model(minilm):
     short = SentenceEncoder(MINILM, device="cpu", max_length=5)
     one, other = short.encode(["one two three four five", "one two three nine ten"])
