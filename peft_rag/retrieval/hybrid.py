@@ -11,25 +11,29 @@ from peft_rag.errors import ConfigError, RetrievalError
 from peft_rag.files import new_folder, sha256_of_json
 from peft_rag.parts import make_part
 from peft_rag.registry import RETRIEVERS, load
-from peft_rag.retrieval.base import NO_POSITION, Encoder, Neighbours, Retriever
+from peft_rag.retrieval.base import Encoder, Neighbours, Retriever
+from peft_rag.retrieval.fusing import fuse_rankings, fuse_scores
 from peft_rag.retrieval.recorded import about_encoder, check_encoder, manifest_of, recorded_encoder
 from peft_rag.retrieval.storage import write_manifest
-from peft_rag.retrieval.vectors import empty_neighbours, fill_nearest
 
 if TYPE_CHECKING:
     from peft_rag.corpus import Corpus
 
-FORMAT = 1
+FORMAT = 2
 FIRST, SECOND = "first", "second"
+SCORES, RANKS = "scores", "ranks"
+_WEIGHT, _RRF_K = 0.6, 60
 
 
 class HybridRetriever(Retriever):
-    """Reciprocal-rank fusion of two retrievers, by default of meaning (hnsw) and words (bm25).
+    """Two retrievers fused, by default one of meaning (hnsw) and one of words (bm25).
 
-    score(d) = Σ_r 1 / (rrf_k + rank_r(d)), over the retrievers r that find d, ranks counted from 1. Only ranks count,
-    so the retrievers' scores need no common scale.
+    By scores: score(d) = w · s₁(d) + (1 - w) · s₂(d), each retriever's scores stretched to [0, 1] for each query. By
+    ranks: score(d) = Σ_r 1 / (rrf_k + rank_r(d)), over the retrievers r that find d, ranks counted from 1. Scores say
+    by how much a document is the best, which ranks do not; see `peft_rag.retrieval.fusing`.
 
-    Source: Cormack, Clarke and Büttcher 2009, doi:10.1145/1571941.1572114.
+    Source: Bruch, Gai and Ingber 2023, doi:10.1145/3596512; Cormack, Clarke and Büttcher 2009,
+    doi:10.1145/1571941.1572114.
     """
 
     name = "hybrid"
@@ -40,7 +44,9 @@ class HybridRetriever(Retriever):
         *,
         first: str = "hnsw",
         second: str = "bm25",
-        rrf_k: int = 60,
+        fuse: str = SCORES,
+        weight: float = _WEIGHT,
+        rrf_k: int = _RRF_K,
         depth: int = 100,
         first_options: Mapping[str, Any] | None = None,
         second_options: Mapping[str, Any] | None = None,
@@ -51,7 +57,9 @@ class HybridRetriever(Retriever):
             encoder: what turns texts into vectors, for the retrievers that need it.
             first: name of the first retriever.
             second: name of the second.
-            rrf_k: how little the very first ranks stand out; larger means flatter.
+            fuse: by scores, or by ranks.
+            weight: of scores: how much the first retriever counts, from 0 to 1.
+            rrf_k: of ranks: how little the very first stand out; larger means flatter.
             depth: how many each retriever contributes; at least as many as are asked for.
             first_options: options of the first retriever.
             second_options: options of the second.
@@ -60,10 +68,10 @@ class HybridRetriever(Retriever):
             UnknownRetrieverError: no retriever has one of the names.
             ConfigError: an option is out of range or unknown, or both retrievers are the same.
         """
-        for option, value, least in (("rrf_k", rrf_k, 0), ("depth", depth, 1)):
-            check_count(f"hybrid option {option}", value, least)
+        check_count("hybrid option depth", depth, 1)
+        _check_fusing(fuse, weight, rrf_k)
         self.encoder = encoder
-        self.rrf_k, self.depth = rrf_k, depth
+        self.fuse, self.weight, self.rrf_k, self.depth = fuse, float(weight), rrf_k, depth
         self._names = {FIRST: first, SECOND: second}
         self.parts = {FIRST: _make(encoder, first, first_options), SECOND: _make(encoder, second, second_options)}
         if first == second and self.parts[FIRST].settings() == self.parts[SECOND].settings():
@@ -71,12 +79,17 @@ class HybridRetriever(Retriever):
 
     def settings(self) -> dict[str, Any]:
         options = {f"{place}_options": part.settings() for place, part in self.parts.items()}
-        return {**self._names, "rrf_k": self.rrf_k, "depth": self.depth, **options}
+        return {**self._names, **self._fusing(), "depth": self.depth, **options}
 
     def fingerprint_for(self, corpus_fingerprint: str) -> str:
         """Return a hash of both retrievers, each by what decides its results, and of how they are fused."""
         parts = [part.fingerprint_for(corpus_fingerprint) for part in self.parts.values()]
-        return sha256_of_json([self.name, self.rrf_k, self.depth, parts])
+        return sha256_of_json([self.name, self._fusing(), self.depth, parts])
+
+    def _fusing(self) -> dict[str, Any]:
+        """Return how rankings are fused, and the one number that decides it."""
+        number = {"weight": self.weight} if self.fuse == SCORES else {"rrf_k": self.rrf_k}
+        return {"fuse": self.fuse, **number}
 
     def encoder_fingerprint(self) -> str:
         return next(filter(None, (part.encoder_fingerprint() for part in self.parts.values())), "")
@@ -96,6 +109,8 @@ class HybridRetriever(Retriever):
         for place, part in self.parts.items():
             title = f"{progress}, {self._names[place]}" if progress else None
             rankings.append(part.search(texts, max(k, self.depth), exclude, title))
+        if self.fuse == SCORES:
+            return fuse_scores(rankings, k, (self.weight, 1 - self.weight))
         return fuse_rankings(rankings, k, self.rrf_k)
 
     def save(self, folder: Path) -> None:
@@ -128,7 +143,8 @@ class HybridRetriever(Retriever):
         settings, corpus = manifest["settings"], manifest["corpus_fingerprint"]
         retriever = cls.__new__(cls)
         retriever.encoder = encoder or recorded_encoder(manifest)
-        retriever.rrf_k, retriever.depth = settings["rrf_k"], settings["depth"]
+        retriever.fuse, retriever.depth = settings["fuse"], settings["depth"]
+        retriever.weight, retriever.rrf_k = settings.get("weight", _WEIGHT), settings.get("rrf_k", _RRF_K)
         retriever._names = {place: settings[place] for place in (FIRST, SECOND)}
         retriever.corpus_fingerprint, retriever.parts = corpus, {}
         for place, name in retriever._names.items():
@@ -142,34 +158,16 @@ class HybridRetriever(Retriever):
         return retriever
 
 
-def fuse_rankings(rankings: Sequence[Neighbours], k: int, rrf_k: int = 60) -> Neighbours:
-    """Fuse rankings of one corpus by reciprocal ranks.
-
-    score(d) = Σ_r 1 / (rrf_k + rank_r(d)), ranks counted from 1; documents of equal score are ordered by position.
-
-    Dims: Q queries, K neighbours asked for.
-
-    Args:
-        rankings: what each retriever found for the Q queries, to any depth.
-        k: how many to return; fewer come back, padded, where fewer were found.
-        rrf_k: how little the very first ranks stand out.
-
-    Returns:
-        Positions and fused scores ``(Q, K)``.
-
-    Source: Cormack, Clarke and Büttcher 2009, doi:10.1145/1571941.1572114.
-    """
-    import numpy as np
-
-    found = empty_neighbours(len(rankings[0]), k)
-    for row in range(len(found)):
-        positions = np.concatenate([one.positions[row] for one in rankings])
-        shares = np.concatenate([1 / (rrf_k + np.arange(1.0, one.k + 1)) for one in rankings])
-        held = positions != NO_POSITION
-        documents, place = np.unique(positions[held], return_inverse=True)
-        scores = np.bincount(place, weights=shares[held], minlength=len(documents)).astype(np.float32)
-        fill_nearest(found, row, np.zeros(len(documents), dtype=np.int64), documents, scores)
-    return found
+def _check_fusing(fuse: str, weight: float, rrf_k: int) -> None:
+    """Raise `ConfigError` where rankings cannot be fused so, or a number is given that would count nothing."""
+    if fuse not in (SCORES, RANKS):
+        raise ConfigError(f"hybrid option fuse is {fuse!r}. Choose {SCORES} or {RANKS}.")
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight <= 1:
+        raise ConfigError(f"hybrid option weight must be from 0 to 1, but is {weight!r}.")
+    check_count("hybrid option rrf_k", rrf_k, 0)
+    if (fuse == SCORES and rrf_k != _RRF_K) or (fuse == RANKS and weight != _WEIGHT):
+        unused, other = ("rrf_k", RANKS) if fuse == SCORES else ("weight", SCORES)
+        raise ConfigError(f"hybrid option {unused} counts with fuse: {other} only. Set that too, or leave it out.")
 
 
 def _make(encoder: Encoder, name: str, options: Mapping[str, Any] | None) -> Retriever:

@@ -77,8 +77,6 @@ class ExactIndex:
         self, queries: NDArray[np.float32], k: int, exclude: Sequence[Collection[int]] | None = None
     ) -> Neighbours:
         """Find the vectors with the largest inner products; arguments, result and errors are `exact_search`'s."""
-        import numpy as np
-
         check_search(queries, self.vectors, k, exclude)
         check_finite(queries, "query")
         found = empty_neighbours(len(queries), k)
@@ -88,8 +86,7 @@ class ExactIndex:
         for start in range(0, len(queries), step):
             block = queries[start : start + step]
             forbidden = exclude[start : start + step] if exclude is not None else None
-            margin = _ROUNDING * self._longest * np.linalg.norm(block, axis=1, keepdims=True)
-            rows, columns = _candidates(block @ self.vectors.T, margin, k, forbidden)
+            rows, columns = candidates(block, block @ self.vectors.T, k, forbidden, self._longest)
             scores = pair_scores(block, self.vectors, rows, columns)
             fill_nearest(found, start, rows, columns, scores)
         return found
@@ -194,15 +191,25 @@ def check_finite(vectors: NDArray[np.float32], kind: str) -> None:
         )
 
 
-def _candidates(
+def candidates(
+    queries: NDArray[np.float32],
     scores: NDArray[np.float32],
-    margin: NDArray[np.float32],
     k: int,
     exclude: Sequence[Collection[int]] | None,
+    longest: float = 1.0,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return rows and columns of all that could be among the best ``k``, given the rounding of ``scores``."""
+    """Return rows and columns of all that could be among the best ``k``, given how scores in float32 are rounded.
+
+    Args:
+        queries: ``(Q, D)``.
+        scores: their inner products with what is searched, ``(Q, N)``; those of what is excluded are overwritten.
+        k: how many are wanted.
+        exclude: for each query the positions it must not see.
+        longest: length of the longest vector that is searched.
+    """
     import numpy as np
 
+    margin = _ROUNDING * longest * np.linalg.norm(queries, axis=1, keepdims=True)
     for row, positions in _excluded(exclude):
         scores[row, positions] = -np.inf
     if k < scores.shape[1]:

@@ -15,9 +15,11 @@ SOUND = {
     "hnsw-as-exact": ("hnsw", {}, {"ef": 65}),
     "hnsw-graph": ("hnsw", {"exact_below": 0}, {"M": 17}),
     "bm25": ("bm25", {}, {"k1": 1.2}),
-    "hybrid": ("hybrid", {}, {"rrf_k": 61}),
+    "hybrid": ("hybrid", {}, {"weight": 0.5}),
+    "hybrid-ranks": ("hybrid", {"fuse": "ranks"}, {"rrf_k": 61}),
     "hybrid-graph": ("hybrid", {"first_options": {"exact_below": 0}}, {"second_options": {"b": 0.5}}),
     "hybrid-dense": ("hybrid", {"second": "exact"}, {"first_options": {"ef": 65}}),
+    "sentences": ("sentences", {}, None),
 }
 
 
