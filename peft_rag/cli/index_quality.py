@@ -31,7 +31,8 @@ the smallest ef by which the graph reaches a recall, --save-ef makes it the inde
   peft-rag index evaluate kb/ --queries questions.jsonl --qrels judged.qrels
   peft-rag index evaluate kb/ --queries questions.jsonl --recall 0.99 --save-ef
   peft-rag index evaluate --corpus docs.jsonl --queries questions.jsonl --qrels judged.qrels
-  peft-rag index evaluate --corpus docs.jsonl --queries questions.jsonl --relevant-field doc_ids --retriever bm25
+  peft-rag index evaluate --corpus docs.jsonl --queries questions.jsonl --query-field question \\
+      --relevant-field doc_ids --retriever bm25
   peft-rag index evaluate --corpus docs.jsonl --queries questions.jsonl --retriever.exact_below 0 --recall 0.99
 
 A qrels file holds lines of: query-id 0 document-id grade. Options of the retriever are given as --retriever.NAME.
@@ -84,6 +85,7 @@ def _parser(subcommands: Any, name: str, line: str, teach: str) -> argparse.Argu
     parser.add_argument("--corpus", help="documents instead: a file, folder, demo:NAME/SPLIT or hub id")
     parser.add_argument("--queries", required=True, help="the queries, in the same formats")
     parser.add_argument("--text-field", "--text_field", default="text", help="field that holds the text (text)")
+    parser.add_argument("--query-field", "--query_field", help="field that holds a query's text (as --text-field)")
     parser.add_argument("--id-field", "--id_field", default="id", help="field of the id (id); else its number is used")
     parser.add_argument("--same-data", "--same_data", action="store_true", help="the queries are documents themselves")
     parser.add_argument(
@@ -272,15 +274,16 @@ def _pairs(report: OverlapReport, corpus: Corpus, queries: Sequence[Query]) -> l
 
 
 def _read(known: argparse.Namespace) -> tuple[Corpus, list[Record], list[Query]]:
-    """Read corpus and queries; both call their fields alike."""
+    """Read corpus and queries; both call their ids alike."""
     from peft_rag.corpus import Corpus
-    from peft_rag.records import read_records
+    from peft_rag.records import read_records, text_field
     from peft_rag.retrieval.neighbours import Query
 
-    fields = {"text_field": known.text_field, "id_field": known.id_field}
-    corpus = Corpus.read(known.corpus, **fields)
-    records = read_records(known.queries)
-    asked = Corpus.read(known.queries, **fields)
+    corpus = Corpus.read(known.corpus, text_field=known.text_field, id_field=known.id_field)
+    records, name = read_records(known.queries), known.query_field or known.text_field
+    for record in records[:1]:
+        text_field(record, name, "--query_field")  # where it has none, what is said names the flag that mends it
+    asked = Corpus.read(known.queries, text_field=name, id_field=known.id_field)
     return corpus, records, [Query(document.id, document.text) for document in asked]
 
 

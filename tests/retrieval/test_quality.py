@@ -261,6 +261,19 @@ def test_evaluate_chooses_ef_and_reads_judgements_from_a_field(run):
     assert "ef for recall 1" in out
 
 
+def test_field_of_the_queries_may_have_another_name_than_that_of_the_documents(run, files):
+    asked = [json.loads(line) for line in (files / "queries.jsonl").read_text().splitlines()]
+    renamed = [{"question" if name == "text" else name: value for name, value in one.items()} for one in asked]
+    (files / "queries.jsonl").write_text("".join(json.dumps(one) + "\n" for one in renamed))
+    for command in ("evaluate", "overlap"):
+        status, _, err = run(command)
+        assert status == 2
+        assert "Name the field with --query_field question." in err
+        status, out, err = run(command, "--query-field", "question")
+        assert status == 0, err
+        assert out
+
+
 def test_evaluate_says_what_is_wrong(run, files):
     assert "Did you mean '--qrels'" in run("evaluate", "--qrel", "x")[2]
     assert "both name judgements" in run("evaluate", "--qrels", "x", "--relevant-field", "docs")[2]
