@@ -10,6 +10,7 @@ from peft_rag.errors import ConfigError, RetrievalError
 from peft_rag.parts import make_part
 from peft_rag.registry import OBJECTIVES, load
 from peft_rag.retrieval.stored import is_index
+from peft_rag.tasks.decoding import check_settled
 
 if TYPE_CHECKING:
     from peft_rag.config import RunConfig
@@ -81,10 +82,10 @@ def check_task(config: RunConfig, fusion: Fusion, task: Task) -> None:
     """Raise where a task cannot be combined with what is asked for.
 
     Raises:
-        RetrievalError: documents cannot vote on this task.
+        RetrievalError: documents cannot vote on this task, or whole texts not on words.
         UnknownObjectiveError: no objective has the name asked for.
         ConfigError: the objective cannot train the task, the task judges parts of texts that were to be condensed, or
-            the fusion needs one that writes by an encoder-decoder.
+            the fusion needs one that writes by an encoder-decoder, or writes token by token what is to be searched for.
     """
     if fusion.opens != task.opens:
         raise ConfigError(
@@ -107,6 +108,13 @@ def check_task(config: RunConfig, fusion: Fusion, task: Task) -> None:
             f"'{config.task}' {'goes on where its prompt ends' if task.goes_on else 'judges and does not write'}. "
             "Use --task text2text with an encoder-decoder, or --fusion concat."
         )
+    if fusion.writes_at_once and task.generates:
+        check_settled(getattr(task, "decoding", {}))
+    if fusion.needs_labels and not fusion.needs_features and not task.one_decision:
+        raise RetrievalError(
+            f"fusion '{config.fusion}' as it is set finds whole texts, but what votes on task '{config.task}' are single "
+            "words. Leave fusion.space at tuned, or use --fusion concat."
+        )
     if fusion.needs_labels and not task.votes:
         raise RetrievalError(
             f"fusion '{config.fusion}' lets the labels of documents vote, but a label of task '{config.task}' says "
@@ -122,7 +130,8 @@ def check_task(config: RunConfig, fusion: Fusion, task: Task) -> None:
 def check_backbone(config: RunConfig, fusion: Fusion, task: Task) -> None:
     """Raise `ConfigError` where the backbone, by its configuration alone, is none that a fusion can be used with."""
     soft = task.generates and fusion.room_taken > 0
-    if not (fusion.needs_encoder_decoder or soft):
+    at_once = task.generates and fusion.writes_at_once
+    if not (fusion.needs_encoder_decoder or soft or at_once):
         return
     from peft_rag.backbone import is_encoder_decoder
 
@@ -134,10 +143,16 @@ def check_backbone(config: RunConfig, fusion: Fusion, task: Task) -> None:
             f"'{config.backbone_name}' is no encoder-decoder. Name one (t5, bart), start one from an encoder "
             "(--backbone-encoder-decoder), or use --fusion concat."
         )
-    from peft_rag.methods import resolve
-    from peft_rag.writer import check_goes_on
+    from peft import PromptLearningConfig
 
-    check_goes_on(resolve(config.method).peft_type)
+    from peft_rag.methods import resolve
+    from peft_rag.writer import check_goes_on, no_virtual_tokens
+
+    method = resolve(config.method)
+    if at_once and issubclass(method.config_class, PromptLearningConfig):
+        raise no_virtual_tokens()
+    if soft:
+        check_goes_on(method.peft_type)
 
 
 def check_corpus(fusion: Fusion, splits: Splits) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import PrefixConstrainedLogitsProcessor
+from transformers import LogitsProcessorList, PrefixConstrainedLogitsProcessor
 
 from peft_rag.attribution import explained
 from peft_rag.errors import ConfigError
@@ -22,12 +22,14 @@ from peft_rag.fusion.next_token import NeighbourTokens
 from peft_rag.fusion.none import NoFusion
 from peft_rag.language_model import head_of
 from peft_rag.methods import quiet_peft
+from peft_rag.methods.attachment import virtual_tokens
 from peft_rag.prediction import Prediction
 from peft_rag.schema_writing import SchemaGrammar, SchemaWriting, check_json
 from peft_rag.tasks.base import Example
+from peft_rag.tasks.decoding import check_settled
 from peft_rag.tasks.generation import Generation
 from peft_rag.tasks.json_schema import JSON_SCHEMA
-from peft_rag.writer import writer_of
+from peft_rag.writer import no_virtual_tokens, writer_of
 
 if TYPE_CHECKING:
     from peft_rag.model import RetrievalAugmentedModel
@@ -68,13 +70,14 @@ def predict_texts(
         model: whose task writes.
         examples: what is answered.
         explain: whether neighbours and their effects are returned too.
-        batch_size: inputs judged at once.
+        batch_size: inputs judged at once, of which no more than 16 are written at once.
         progress: what the progress bar says; no bar if empty.
         decoding: any of `transformers.GenerationConfig`'s names, over the task's own.
     """
     options = dict(decoding or {})
     split = model.split([replace(example, labels=None) for example in examples])
-    said = write_tokens(model, examples, split=split, progress=progress, **options)
+    at_once = min(batch_size, _AT_ONCE)
+    said = write_tokens(model, examples, split=split, batch_size=at_once, progress=progress, **options)
     answers = [_predicted(one) for one in said]
     if not explain or model.knowledge is None:
         return answers
@@ -88,7 +91,9 @@ def predict_texts(
     places = [place for place, one in enumerate(told) if one.neighbours]
     title = progress and "writing without neighbours"
     part = split.of(places)
-    alone = write_tokens(model, part.examples, split=part, fusion=NoFusion(), progress=title, **options)
+    alone = write_tokens(
+        model, part.examples, split=part, fusion=NoFusion(), batch_size=at_once, progress=title, **options
+    )
     for place, one in zip(places, alone, strict=True):
         told[place] = replace(told[place], without_retrieval=_predicted(one))
     return told
@@ -137,6 +142,7 @@ def write_tokens(
     given = replace(split, examples=bare) if split is not None else model.split(bare)
     rows = model.encode(given, fusion=fusion)
     manner = _manner(model, fusion or model.effective_fusion, given, streamer, task.decoding | decoding)
+    _check_window(model, rows, _options(task, manner)["max_new_tokens"])
     model.eval()
     written = [Written("", 0.0, ())] * len(rows)
     with tqdm(
@@ -215,16 +221,22 @@ def _batches(lengths: Sequence[int], size: int, *, equal: bool) -> Iterator[list
         yield from (places[start : start + size] for start in range(0, len(places), size))
 
 
-def _check_mixture(model: RetrievalAugmentedModel, decoding: dict[str, Any]) -> None:
-    """Raise `ConfigError` where several inputs cannot write one text."""
-    if decoding.get("do_sample") or decoding.get("num_beams", 1) != 1:
+class _Processors(LogitsProcessorList):  # type: ignore[misc]
+    """What settles each token; a copy is itself, for peft copies what ``generate`` is given, and one of these hears."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Processors:
+        return self
+
+
+def _check_window(model: RetrievalAugmentedModel, rows: Sequence[dict[str, Any]], longest: int) -> None:
+    """Raise `ConfigError` where prompt and answer are more tokens than the backbone has places for."""
+    read = [len(one["input_ids"]) for row in rows for one in inputs_of(row)]
+    before = max(read) if model.decoder_start is None else 1
+    taken = virtual_tokens(model.backbone) if model.reports else 0
+    if before + longest + taken > model.source.positions:
         raise ConfigError(
-            "a text that is mixed from several passages is written greedily: leave sampling and beams out."
-        )
-    if _virtual_tokens(model):
-        raise ConfigError(
-            "a method with virtual tokens cannot write from passages of different length at once. Use --fusion concat, "
-            "or a method like lora."
+            f"decoding.max_new_tokens is {longest}, but behind {before + taken} tokens '{model.source.name}' has room "
+            f"for {max(model.source.positions - before - taken, 0)} only. Lower it."
         )
 
 
@@ -238,16 +250,24 @@ def _written(model: RetrievalAugmentedModel, rows: Sequence[dict[str, Any]], man
     hearing = nullcontext() if mixed is None else mixed.listening(head_of(model.backbone), manner.forbidden)
     with torch.no_grad(), quiet_peft(), hearing, fusion.prompt(batch, model.fusion_module, goes_on=goes_on) as prompt:
         if prompt.mixture is not None:
-            _check_mixture(model, options)
+            check_settled(options)
+            if _virtual_tokens(model):
+                raise no_virtual_tokens()
         writer, inputs = writer_of(model.backbone, prompt, model.decoder_start)
-        processors: list[Any] = [one for one in (prompt.mixture, mixed) if one is not None]
+        processors = _Processors(one for one in (prompt.mixture, mixed) if one is not None)
         if manner.grammar is not None:
             processors.append(SchemaWriting(manner.grammar, prompt=begin, longest=int(options["max_new_tokens"])))
         if task.choices:  # last, for neighbours may speak for other tokens
             processors.append(PrefixConstrainedLogitsProcessor(only(task, begin), int(options.get("num_beams") or 1)))
-        written = writer.generate(
-            **inputs, **options, logits_processor=processors, output_scores=True, return_dict_in_generate=True
-        )
+        try:
+            written = writer.generate(
+                **inputs, **options, logits_processor=processors, output_scores=True, return_dict_in_generate=True
+            )
+        except (ValueError, TypeError) as error:
+            if not manner.decoding:
+                raise
+            named = ", ".join(f"{name}={value!r}" for name, value in manner.decoding.items())
+            raise ConfigError(f"a text cannot be written by {named}: {' '.join(str(error).split())}") from error
     new = written.sequences[:, begin:]
     beams = getattr(written, "beam_indices", None)
     steps = writer.compute_transition_scores(written.sequences, written.scores, beams, normalize_logits=True)
@@ -255,7 +275,7 @@ def _written(model: RetrievalAugmentedModel, rows: Sequence[dict[str, Any]], man
     counts = [1 if prompt.encoder_rows is not None else len(inputs_of(row)) for row in rows]
     each = len(new) // sum(counts)
     first = [each * sum(counts[:place]) for place in range(len(counts))]
-    answers = [_answer(tokenizer, new[place].tolist(), steps[place].tolist()) for place in first]
+    answers = [_answer(task, options, new[place].tolist(), steps[place].tolist()) for place in first]
     if manner.grammar is not None:
         check_json([one.text for one in answers])
     return answers
@@ -275,12 +295,37 @@ def _options(task: Generation, manner: _Manner) -> dict[str, Any]:
     return options
 
 
-def _answer(tokenizer: Any, tokens: list[int], log_probs: list[float]) -> Written:
+def _answer(task: Generation, options: Mapping[str, Any], tokens: list[int], log_probs: list[float]) -> Written:
     """Return the text up to the end, and exp of the mean of log p over its tokens, the end among them."""
-    end = next((place for place, token in enumerate(tokens) if token == tokenizer.eos_token_id), len(tokens))
-    known = [value for value in log_probs[: end + 1] if math.isfinite(value)]
-    text: str = tokenizer.decode(tokens[:end], skip_special_tokens=True)
-    return Written(text.strip(), math.exp(sum(known) / len(known)) if known else 0.0, tuple(tokens[: end + 1]))
+    tokens = tokens[: _length(task.tokenizer, options, tokens)]
+    ended = bool(tokens) and tokens[-1] in _ends(options)
+    own = tokens[:-1] if ended else tokens
+    known = [value for value in log_probs[: len(tokens)] if math.isfinite(value)]
+    text: str = task.tokenizer.decode(own, skip_special_tokens=True)
+    text = task.choice_of_tokens().get(tuple(own), text)
+    return Written(text.strip(), math.exp(sum(known) / len(known)) if known else 0.0, tuple(tokens))
+
+
+def _ends(options: Mapping[str, Any]) -> set[int]:
+    """Return the tokens that end a text."""
+    given = options.get("eos_token_id")
+    return set() if given is None else set(given) if isinstance(given, (list, tuple)) else {given}
+
+
+def _length(tokenizer: Any, options: Mapping[str, Any], tokens: list[int]) -> int:
+    """Return how many tokens a text has up to its end, that among them.
+
+    A row that is done is filled with padding while others of its batch are written, which is no part of it.
+    """
+    ends, pad = _ends(options), options["pad_token_id"]
+    length = next((place + 1 for place, token in enumerate(tokens) if token in ends), len(tokens))
+    stops = options.get("stop_strings") or ()
+    for stop in [stops] if isinstance(stops, str) else stops:
+        if stop in tokenizer.decode(tokens[:length]):
+            length = next(n for n in range(1, length + 1) if stop in tokenizer.decode(tokens[:n]))
+    while stops and length and tokens[length - 1] == pad and pad not in ends:  # what stopped it began in the prompt
+        length -= 1
+    return length
 
 
 def only(task: Generation, prompt: int) -> Callable[[int, Tensor], list[int]]:
@@ -290,15 +335,13 @@ def only(task: Generation, prompt: int) -> Callable[[int, Tensor], list[int]]:
         task: its choices.
         prompt: tokens before the answer.
     """
-    tokenizer = task.tokenizer
+    end = task.tokenizer.eos_token_id
     allowed: dict[tuple[int, ...], set[int]] = {}
-    for choice in task.choices:
-        ids = [*tokenizer(choice, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-        for place, token in enumerate(ids):
-            allowed.setdefault(tuple(ids[:place]), set()).add(token)
+    for ids in task.choice_of_tokens():
+        for place, token in enumerate((*ids, end)):
+            allowed.setdefault(ids[:place], set()).add(token)
 
     def goes_on(row: int, tokens: Tensor) -> list[int]:
-        begun = tuple(tokens[prompt:].tolist())
-        return sorted(allowed.get(begun, {tokenizer.eos_token_id}))
+        return sorted(allowed.get(tuple(tokens[prompt:].tolist()), {end}))
 
     return goes_on

@@ -54,6 +54,14 @@ def writer_of(backbone: nn.Module, prompt: Prompt, start: int | None) -> tuple[A
     return writer, {**embeds, "input_ids": ids}
 
 
+def no_virtual_tokens() -> ConfigError:
+    """Say that virtual tokens cannot stand before inputs of different length that one text is written from."""
+    return ConfigError(
+        "a method with virtual tokens cannot write from passages of different length at once. Use --fusion concat, "
+        "or a method like lora."
+    )
+
+
 def check_goes_on(peft_type: Any) -> None:
     """Raise `ConfigError` for a kind of method under which a decoder cannot go on from embeddings."""
     if peft_type in _IN_CACHE:

@@ -330,7 +330,7 @@ def test_plain_language_modelling_judges_every_token_of_a_text():
 
 
 def test_settings_survive_json_without_the_tokenizer():
-    task = Text2Text(choices=["a", "b"], decoding={"num_beams": 2}).with_tokenizer(tokenizer())
+    task = Text2Text(choices=["w1", "w2"], decoding={"num_beams": 2}).with_tokenizer(tokenizer())
     assert Text2Text.from_dict(json.loads(json.dumps(task.to_dict()))) == task
 
 

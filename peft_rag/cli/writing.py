@@ -39,7 +39,7 @@ def decoding_of(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     """
     from peft_rag.cli.flags import read_flags, split_part_options
     from peft_rag.config import as_number
-    from peft_rag.tasks.generation import checked_decoding
+    from peft_rag.tasks.decoding import checked_decoding
 
     own, parts = split_part_options(words)
     flags = read_flags(parts)
@@ -55,6 +55,10 @@ def check_writes(model: RetrievalAugmentedModel, known: argparse.Namespace, deco
     given = "--stream" if known.stream else "--seed" if known.seed is not None else "--decoding" if decoding else ""
     if given and not model.task.generates:
         raise ConfigError(f"{given} is for tasks that write text, but this artefact's picks labels. Leave it out.")
+    if known.stream and {**getattr(model.task, "decoding", {}), **decoding}.get("num_beams", 1) != 1:
+        raise ConfigError(
+            "--stream shows tokens as they are settled, which beams do not do. Set --decoding.num_beams 1."
+        )
 
 
 def stream(model: RetrievalAugmentedModel, examples: Sequence[Example | str], decoding: dict[str, Any]) -> None:
@@ -63,11 +67,17 @@ def stream(model: RetrievalAugmentedModel, examples: Sequence[Example | str], de
 
     from peft_rag.generation import write
 
+    class FirstRow(TextStreamer):  # type: ignore[misc]
+        """Takes the tokens of the first of several inputs that write one text together."""
+
+        def put(self, value: Any) -> None:
+            super().put(value[:1])
+
     for place, example in enumerate(examples):
         if place:
             print()
         if isinstance(example, str):
             print(example)
             continue
-        streamer = TextStreamer(model.tokenizer, skip_prompt=model.decoder_start is None, skip_special_tokens=True)
+        streamer = FirstRow(model.tokenizer, skip_prompt=model.decoder_start is None, skip_special_tokens=True)
         write(model, [example], streamer=streamer, **decoding)

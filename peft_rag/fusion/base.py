@@ -254,6 +254,11 @@ class Fusion(ABC):
         return 0
 
     @property
+    def writes_at_once(self) -> bool:
+        """Whether a text is written from several inputs at once, so that each token must be settled before the next."""
+        return False
+
+    @property
     def needs_encoder_decoder(self) -> bool:
         """Whether it lets a decoder read what an encoder has read, so that it can serve no other backbone or task."""
         return False

@@ -58,6 +58,10 @@ class MarginalFusion(SinglePassages):
     def make_module(self, backbone: Backbone, vector_size: int) -> nn.Module:
         return _temperature(self.temperature)
 
+    @property
+    def writes_at_once(self) -> bool:
+        return True
+
     def run(self, read: Read, batch: dict[str, Tensor], module: Any) -> Fused:
         from peft_rag.fusion.batching import PASSAGE_EXAMPLES, PASSAGE_ROWS, PASSAGE_SCORES
 

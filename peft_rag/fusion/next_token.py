@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import LogitsProcessor
 
 from peft_rag.fusion.mixing import mix
+from peft_rag.retrieval.base import NO_POSITION
 
 if TYPE_CHECKING:
     from peft_rag.fusion.base import Memory
@@ -68,6 +69,9 @@ class NeighbourTokens(LogitsProcessor):  # type: ignore[misc]
         shares = torch.as_tensor(found.scores / self.temperature).softmax(-1)
         tokens = self.tokens[torch.as_tensor(found.positions).clamp(min=0)]
         votes = torch.zeros(scores.shape).scatter_add(1, tokens, shares.float())
+        votes[torch.as_tensor(found.positions == NO_POSITION).all(1)] = (
+            torch.nan
+        )  # without neighbours the model's stands
         own = scores.float().log_softmax(-1)
         weight = self.weight(found) if callable(self.weight) else self.weight
         return mix(own, votes.log(), weight).to(scores.device)

@@ -33,6 +33,10 @@ def check_template(template: str) -> None:
     if unknown or "text" not in named:
         what = f"names {{{unknown[0]}}}" if unknown else "does not show {text}"
         raise ConfigError(f"fusion.template is {template!r}, which {what}. It may name {{labels}} and {{text}}.")
+    try:
+        template.format(**dict.fromkeys(_FIELDS, "a text"))
+    except ValueError as error:
+        raise ConfigError(f"fusion.template is {template!r}, which no text can be put in: {error}.") from None
 
 
 def written(document: Document, template: str, *, show_labels: bool, task: Task | None = None) -> str:
@@ -138,7 +142,10 @@ class Passages:
         return chosen
 
     def _paired(self, example: Example, positions: list[int]) -> dict[str, Any] | None:
-        """Tokenise an example and passages as two segments; one passage is cut, several give None if too long."""
+        """Tokenise an example and passages as two segments; one passage is cut, several give None if too long.
+
+        Of a text of nothing but characters that the tokenizer drops there is nothing to pool over: None too.
+        """
         passages = " ".join(self[position][0] for position in positions)
         causal, longest = self.reader.causal, self.reader.max_length
         pair = (passages, example.text) if causal else (example.text, passages)
@@ -147,6 +154,8 @@ class Passages:
         if len(encoded["input_ids"]) > longest:
             return None
         segments = encoded.sequence_ids(0)
+        if 1 not in segments:
+            return None
         spans = own_spans(encoded.pop("offset_mapping"), segments, int(causal))
         border = segments.index(1)
         pooled = [int((place >= border) == causal) for place in range(len(segments))]

@@ -20,7 +20,8 @@ from peft_rag.evaluation.statistics import EXP_MEAN
 from peft_rag.records import Record, text_field
 from peft_rag.tasks.appending import appended
 from peft_rag.tasks.base import LEAST_LOG_PROB, Example, Task
-from peft_rag.tasks.json_schema import JSON_SCHEMA, read_schema
+from peft_rag.tasks.decoding import checked_decoding
+from peft_rag.tasks.json_schema import JSON_SCHEMA
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -60,7 +61,7 @@ class Generation(Task):
     _known: dict[str, list[int]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "choices", tuple(self.choices))
+        object.__setattr__(self, "choices", _choices(self.choices))
         if self.target_length < 2:
             raise ConfigError(f"task.target_length is {self.target_length}; a token and the end need two at least.")
         if self.scored < 0:
@@ -88,7 +89,31 @@ class Generation(Task):
         return True
 
     def with_tokenizer(self, tokenizer: Any) -> Self:
-        return replace(self, tokenizer=tokenizer)
+        task = replace(self, tokenizer=tokenizer)
+        task.choice_of_tokens()
+        return task
+
+    def choice_of_tokens(self) -> dict[tuple[int, ...], str]:
+        """Return the choices by the tokens that each is written by, without the end.
+
+        Raises:
+            ConfigError: a choice is longer than an answer may be, or two are the same to the tokenizer.
+        """
+        known: dict[tuple[int, ...], str] = {}
+        for choice in self.choices:
+            ids = tuple(self.tokenizer(choice, add_special_tokens=False)["input_ids"])
+            if len(ids) + 1 > self.target_length:
+                raise ConfigError(
+                    f"task.choices holds '{choice[:60]}', which takes {len(ids) + 1} tokens with its end, but "
+                    f"task.target_length is {self.target_length}. Raise that, or shorten the choice."
+                )
+            if ids in known:
+                raise ConfigError(
+                    f"task.choices holds '{known[ids]}' and '{choice}', which the backbone's tokenizer cuts into the "
+                    "same tokens. Leave one out."
+                )
+            known[ids] = choice
+        return known
 
     def with_labels_of(self, examples: Sequence[Example]) -> Self:
         return self
@@ -232,30 +257,12 @@ class Generation(Task):
         return {name: value for name, value in settings.items() if name not in ("tokenizer", "_known")}
 
 
-def checked_decoding(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ways of decoding, a JSON schema as what its file holds.
-
-    Raises:
-        ConfigError: `transformers.GenerationConfig` does not have a name, or the schema cannot be used.
-    """
-    options = dict(options)
-    if JSON_SCHEMA in options:
-        options[JSON_SCHEMA] = read_schema(options[JSON_SCHEMA])
-    if not options.keys() - {JSON_SCHEMA}:
-        return options
-    from transformers import GenerationConfig
-
-    from peft_rag.registry import suggest
-
-    known = sorted(name for name in vars(GenerationConfig()) if not name.startswith("_"))
-    for name in options.keys() - {JSON_SCHEMA}:
-        if name not in known:
-            raise ConfigError(
-                f"unknown way of decoding '{name}'.{suggest(name, [*known, JSON_SCHEMA])} Every name of "
-                "transformers.GenerationConfig is taken, such as num_beams, do_sample, temperature, top_p, "
-                "repetition_penalty, stop_strings; and json_schema."
-            )
-    return options
+def _choices(given: Any) -> tuple[str, ...]:
+    """Return choices as texts; a flag's are parted by commas."""
+    named = given.split(",") if isinstance(given, str) else given
+    if not isinstance(named, Sequence) or not all(isinstance(one, str) for one in named):
+        raise ConfigError(f'task.choices is {given!r}; it must be a list of texts: ["yes", "no"], as a flag yes,no.')
+    return tuple(text for text in (one.strip() for one in named) if text)
 
 
 def answers_field(record: Record, name: str, flag: str) -> tuple[str, ...]:
