@@ -112,8 +112,8 @@ def check_task(config: RunConfig, fusion: Fusion, task: Task) -> None:
         check_settled(getattr(task, "decoding", {}))
     if fusion.needs_labels and not fusion.needs_features and not task.one_decision:
         raise RetrievalError(
-            f"fusion '{config.fusion}' as it is set finds whole texts, but what votes on task '{config.task}' are single "
-            "words. Leave fusion.space at tuned, or use --fusion concat."
+            f"fusion '{config.fusion}' as it is set finds whole texts, but what votes on task '{config.task}' are "
+            "single words. Leave fusion.space at tuned, or use --fusion concat."
         )
     if fusion.needs_labels and not task.votes:
         raise RetrievalError(

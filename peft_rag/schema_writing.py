@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 _IN_STRINGS, _ELSEWHERE = ('"', "a"), ("}", "]", '"', "0")
 """How a text is ended: by the first of these that may follow; that "a" may tells a string."""
 
+_SIGNS = tuple(map(chr, range(32, 127)))
+"""By which an end is searched for where those lead to none."""
+
+_LOOKED_AT = 2_000
+"""States of the grammar that are looked at for an end."""
+
 _TRIED = 8
 """Tokens tried where they are scarce, the likeliest first."""
 
@@ -57,7 +63,7 @@ class SchemaGrammar:
 
         if self._vocabulary is None:
             self._vocabulary = self._told_by_bytes(size)
-            self._marks = {mark: self._vocabulary.tokenize_str(mark)[0] for mark in {*_IN_STRINGS, *_ELSEWHERE}}
+            self._marks = {sign: self._vocabulary.tokenize_str(sign)[0] for sign in _SIGNS}
         grammar = LLMatcher.grammar_from_json_schema(self.schema, overrides=_WRITTEN_AS)
         first = LLMatcher(self._vocabulary, grammar, log_level=0)
         if first.is_error():
@@ -93,15 +99,42 @@ class SchemaGrammar:
                 return None
         return [*tokens, self.end]
 
+    def searched(self, state: Any, left: int) -> list[int] | None:
+        """Return the shortest ending found, its end among them; None where there is none.
+
+        Breadth first, sign by sign. Of states after equally many those are taken for one that allow the same to follow.
+        """
+        layer: list[tuple[Any, list[int]]] = [(state.deep_copy(), [])]
+        looked_at = 0
+        while layer and len(layer[0][1]) < left and looked_at < _LOOKED_AT:
+            done = next((tokens for one, tokens in layer if one.is_accepting()), None)
+            if done is not None:
+                return [*done, self.end]
+            following: dict[bytes, tuple[Any, list[int]]] = {}
+            for one, tokens in layer:
+                for token in self._ways(one):
+                    further = one.deep_copy()
+                    if further.consume_token(token):
+                        following.setdefault(bytes(further.compute_bitmask()), (further, [*tokens, token]))
+            looked_at += len(following)
+            layer = list(following.values())
+        return None
+
+    def _ways(self, state: Any) -> list[int]:
+        """Return the tokens by which a state may go on: all, or of many those of a single sign."""
+        mask = self.mask(state)
+        few = int(mask.sum()) <= len(_SIGNS)
+        return np.flatnonzero(mask).tolist() if few else [token for token in self._marks.values() if mask[token]]
+
     def _towards_end(self, state: Any) -> int:
         bits: bytes = state.compute_bitmask()
+        in_string = _allows(bits, self._marks["a"])
+        wanted = [self._marks[mark] for mark in (_IN_STRINGS if in_string else _ELSEWHERE)]
+        return next((token for token in wanted if _allows(bits, token)), None) or int(self.mask(state).argmax())
 
-        def may(mark: str) -> bool:
-            token = self._marks[mark]
-            return bool(bits[token >> 3] >> (token & 7) & 1)
 
-        found = next((mark for mark in (_IN_STRINGS if may("a") else _ELSEWHERE) if may(mark)), None)
-        return int(self.mask(state).argmax()) if found is None else self._marks[found]
+def _allows(bits: bytes, token: int) -> bool:
+    return bool(bits[token >> 3] >> (token & 7) & 1)
 
 
 class SchemaWriting(LogitsProcessor):  # type: ignore[misc]
@@ -168,11 +201,12 @@ class SchemaWriting(LogitsProcessor):  # type: ignore[misc]
         return kept
 
     def _ending(self, state: Any, left: int) -> list[int]:
-        ending = self.grammar.ending(state, left)
+        ending = self.grammar.ending(state, left) or self.grammar.searched(state, left)
         if ending is None:
             raise ConfigError(
                 f"a text of {self.longest} tokens has no room for what the JSON schema asks for. Raise "
-                "--task.target_length, or --decoding.max_new_tokens."
+                "--task.target_length, or --decoding.max_new_tokens. Where that does not help, a pattern before whose "
+                r"last signs any may stand, such as '.*\.pdf$', is what no end is found for: write it otherwise."
             )
         return ending
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,41 @@ def test_every_text_parses_and_is_of_the_schema(decoding: dict[str, Any], length
         assert 0 < probability <= 1
     if decoding.get("do_sample"):
         assert len({text for text, _ in written}) > 1
+
+
+@needs_llguidance
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"format": "email"},
+        {"format": "uri"},
+        {"format": "duration"},
+        {"pattern": r"^\d+\s\w+$"},
+        {"pattern": r"^[a-z]+@[a-z]+\.com$"},
+        {"pattern": "^[^a-z]*$"},
+        {"pattern": "[0-9]"},
+        {"pattern": "^[a-z]*x$"},
+    ],
+)
+@pytest.mark.parametrize("required", [True, False])
+def test_texts_end_whose_end_must_be_searched_for(told: dict[str, str], required: bool) -> None:
+    schema = {"type": "object", "properties": {"told": {"type": "string", **told}}, "additionalProperties": False}
+    schema |= {"required": ["told"]} if required else {}
+    model = model_of(target_length=40, decoding={"json_schema": schema})
+    for text, probability in write(model, asked(model)):
+        value = json.loads(text)
+        assert set(value) == {"told"} if required else set(value) <= {"told"}
+        assert 0 < probability <= 1
+        if "pattern" in told and "told" in value:
+            assert re.search(told["pattern"], value["told"])
+
+
+@needs_llguidance
+def test_pattern_for_which_no_end_is_found_says_so() -> None:
+    schema = {"type": "string", "pattern": r"^.*\.pdf$"}
+    model = model_of(target_length=40, decoding={"json_schema": schema})
+    with pytest.raises(ConfigError, match=r"Where that does not help, a pattern before whose last signs any may stand"):
+        write(model, asked(model))
 
 
 @needs_llguidance
