@@ -26,7 +26,7 @@ from peft_rag.methods.attachment import virtual_tokens
 from peft_rag.prediction import Prediction
 from peft_rag.schema_writing import SchemaGrammar, SchemaWriting, check_json
 from peft_rag.tasks.base import Example
-from peft_rag.tasks.decoding import check_settled
+from peft_rag.tasks.decoding import check_settled, checked_decoding
 from peft_rag.tasks.generation import Generation
 from peft_rag.tasks.json_schema import JSON_SCHEMA
 from peft_rag.writer import no_virtual_tokens, writer_of
@@ -74,7 +74,7 @@ def predict_texts(
         progress: what the progress bar says; no bar if empty.
         decoding: any of `transformers.GenerationConfig`'s names, over the task's own.
     """
-    options = dict(decoding or {})
+    options = checked_decoding(decoding or {})
     split = model.split([replace(example, labels=None) for example in examples])
     at_once = min(batch_size, _AT_ONCE)
     said = write_tokens(model, examples, split=split, batch_size=at_once, progress=progress, **options)

@@ -26,7 +26,7 @@ from peft_rag.language_model import check_writes, choice_scores, decoder_start, 
 from peft_rag.methods import AttachReport, attach, disabled
 from peft_rag.methods.attachment import unchanged_on_error, virtual_tokens
 from peft_rag.pooling import mean_pools
-from peft_rag.prediction import Prediction
+from peft_rag.prediction import Prediction, asked
 from peft_rag.query_tower.candidates import Unranked, candidate_rows, unranked_batch
 from peft_rag.query_tower.learning import learning_step
 from peft_rag.reading import read_split
@@ -359,11 +359,11 @@ class RetrievalAugmentedModel(AdapterParts):
             batch_size: inputs run at once.
             progress: what the progress bar says; no bar if empty.
             decoding: how texts are written: any of `transformers.GenerationConfig`'s names.
+
+        Raises:
+            DataError: ``texts`` is no list of texts.
         """
-        examples = [
-            text if isinstance(text, Example) else self.task.as_example(text, str(place))
-            for place, text in enumerate(texts)
-        ]
+        examples = asked(self.task, texts)
         if not examples:
             return []
         if self.task.generates:

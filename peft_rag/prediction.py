@@ -1,12 +1,30 @@
-"""What a model answers: labels, their probability, and the neighbours behind them as a person reads them."""
+"""What a model is asked and answers: labels, their probability, and the neighbours behind them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from peft_rag.errors import DataError
+from peft_rag.tasks.base import Example
+
 if TYPE_CHECKING:
-    from peft_rag.tasks.base import Example
+    from peft_rag.tasks.base import Task
+
+
+def asked(task: Task, texts: Sequence[str | Example]) -> list[Example]:
+    """Return texts as examples of a task; what are examples already stay as they are.
+
+    Raises:
+        DataError: a single text is given, or something that is none.
+    """
+    if isinstance(texts, str):
+        raise DataError(f"what is predicted is a list of texts, but one text is given. Write [{texts[:40]!r}].")
+    wrong = [one for one in texts if not isinstance(one, (str, Example))]
+    if wrong:
+        raise DataError(f"what is predicted is a list of texts, but {wrong[0]!r} is none.")
+    return [one if isinstance(one, Example) else task.as_example(one, str(place)) for place, one in enumerate(texts)]
 
 
 @dataclass(frozen=True)

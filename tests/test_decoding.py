@@ -14,7 +14,7 @@ from peft_rag.backbone import as_backbone
 from peft_rag.cli.writing import check_writes, stream
 from peft_rag.combinations import check_backbone, check_task
 from peft_rag.config import from_mapping
-from peft_rag.errors import ConfigError, RetrievalError
+from peft_rag.errors import ConfigError, DataError, RetrievalError
 from peft_rag.fusion.concat import ConcatFusion
 from peft_rag.fusion.knn import KnnFusion
 from peft_rag.fusion.marginal import MarginalFusion
@@ -97,6 +97,16 @@ def test_what_transformers_refuses_while_it_writes_names_the_decoding() -> None:
     model = of_bytes()
     with pytest.raises(ConfigError, match=r"a text cannot be written by stop_strings=5: "):
         model.predict(PROMPTS, decoding={"stop_strings": 5})
+
+
+def test_what_is_no_list_of_texts_is_refused() -> None:
+    model = of_bytes()
+    with pytest.raises(DataError, match=r"a list of texts, but one text is given. Write \['a text'\]"):
+        model.predict("a text")
+    with pytest.raises(DataError, match="a list of texts, but None is none"):
+        model.predict(["a", None])  # type: ignore[list-item]
+    with pytest.raises(ConfigError, match="unknown way of decoding 'beams'"):
+        model.predict(["a"], decoding={"beams": 2})
 
 
 def test_more_tokens_than_the_backbone_has_places_for_are_refused() -> None:

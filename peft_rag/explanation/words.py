@@ -11,6 +11,9 @@ from peft_rag.prediction import NeighbourShown, Prediction
 NO_DIFFERENCE = 0.005
 """Effects below that many nats, half a percent of the probability, are not spoken of."""
 
+_MOST = 700.0
+"""Nats beyond which e to their power is no float."""
+
 MEANINGS = (
     (
         "Probability",
@@ -109,14 +112,21 @@ def effect_in_words(
     other = f" The model would answer {voice.answer(one.labels_without or ())}." if asked else ""
     if stance(one) == "nothing":
         return f"{without} just as likely.{other}"
-    before, after = percent(answer.probability), percent(min(1.0, answer.probability * math.exp(-one.effect)))
+    before, after = percent(answer.probability), percent(min(1.0, answer.probability * _factor(one.effect)))
     numbers = f" ({after} instead of {before})" if before != after and voice.in_numbers else ""
     return f"{without} {_change(one.effect)}{numbers}.{other}"
 
 
+def _factor(effect: float) -> float:
+    """Return by how much a probability is multiplied when a passage of that effect, in nats, is left out."""
+    return math.exp(min(-effect, _MOST))
+
+
 def _change(effect: float) -> str:
     """Say how the probability changes when a passage of that effect, in nats, is left out."""
-    factor = math.exp(-effect)
+    factor = _factor(effect)
+    if factor >= 1e6:
+        return "over a million times as likely"
     if factor >= 2:
         return f"{factor:,.1f} times as likely"
     share = 100 * abs(factor - 1)

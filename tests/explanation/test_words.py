@@ -27,6 +27,7 @@ def answered(*effects, probability=0.5, alone=("a",), without=("a",)):
         (0.3, -0.0049, "just as likely."),
         (1 - 1e-9, 100.0, "over 99% less likely (under 0.1% instead of over 99.9%)."),
         (1e-9, 1.0, "63% less likely."),
+        (1e-300, -900.0, "over a million times as likely (over 99.9% instead of under 0.1%)."),
     ],
 )
 def test_effects_are_told_as_changes_of_the_probability(probability, effect, sentence):
