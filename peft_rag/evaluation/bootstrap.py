@@ -1,4 +1,4 @@
-"""Percentile-bootstrap intervals over examples."""
+"""Bootstrap intervals over examples."""
 
 from __future__ import annotations
 
@@ -40,10 +40,14 @@ def bootstrap(
     resamples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
+    biased: bool = False,
 ) -> Score:
     """Score arrays that run over the same examples, with a percentile-bootstrap interval.
 
-    The interval holds the middle ``level`` of the statistic over ``resamples`` draws of N examples with replacement.
+    The interval holds the middle ``level`` of the statistic over ``resamples`` draws of N examples with replacement. A
+    statistic that cannot be below 0 and that few examples make too large is larger still on draws of them: as much as
+    the draws lie above the statistic, that lies above the truth. Its interval [l, h] is therefore mirrored about its
+    value v, [max(0, 2v - h), max(v, 2v - l)], which is known as the basic bootstrap.
 
     Args:
         statistic: from the arrays (in order) to one number.
@@ -51,11 +55,12 @@ def bootstrap(
         resamples: number of draws; with 0 the interval is the score itself.
         level: share of the draws inside the interval.
         seed: of the draws.
+        biased: whether the statistic is one that few examples make too large.
 
     Raises:
         ValueError: there is no example, or the arrays differ in length.
 
-    Source: Efron & Tibshirani 1993, chapter 13.
+    Source: Efron & Tibshirani 1993, chapter 13; Davison & Hinkley 1997, section 5.2.
     """
     lengths = {len(array) for array in arrays}
     if len(lengths) != 1 or lengths == {0}:
@@ -73,4 +78,6 @@ def bootstrap(
         draws[index] = statistic(*(array[chosen] for array in arrays))
     tail = 50.0 * (1.0 - level)
     low, high = np.percentile(draws, [tail, 100.0 - tail])
+    if biased:
+        low, high = max(0.0, 2 * value - high), max(value, 2 * value - low)
     return Score(value, float(low), float(high))

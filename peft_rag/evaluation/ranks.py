@@ -12,14 +12,17 @@ Key = TypeVar("Key")
 def ranks(values: Mapping[Key, float | None]) -> dict[Key, float]:
     """Rank from the highest value, 1, to the lowest; equal values share the mean of their ranks.
 
+    Values are equal where they differ by less than a billionth: means of the same numbers, summed in another order, do.
     None stands for a failure and comes last: failing is not better than any score.
 
     >>> ranks({"a": 0.9, "b": 0.7, "c": 0.9, "d": None})
     {'a': 1.5, 'b': 3.0, 'c': 1.5, 'd': 4.0}
+    >>> ranks({"a": (0.84 + 0.86 + 0.87) / 3, "b": (0.87 + 0.86 + 0.84) / 3 + 1e-16})
+    {'a': 1.5, 'b': 1.5}
     """
     from scipy.stats import rankdata
 
-    placed = rankdata([float("inf") if value is None else -value for value in values.values()])
+    placed = rankdata([float("inf") if value is None else -round(value, 9) for value in values.values()])
     return {key: float(rank) for key, rank in zip(values, placed, strict=True)}
 
 

@@ -12,6 +12,7 @@ from peft_rag.benchmark.results import FAILED, read_result, write_result
 from peft_rag.benchmark.sources import content_hashes
 from peft_rag.benchmark.suite import DataSet
 from peft_rag.config import RunConfig
+from peft_rag.contents import held_by
 from peft_rag.errors import ArtefactError
 from peft_rag.files import sha256_of_json, write_json
 from peft_rag.recommendation.candidates import Candidate
@@ -27,7 +28,8 @@ class Store:
     def __init__(self, folder: Path, base: RunConfig) -> None:
         self.folder, self.base = folder, base
         sources = {name: getattr(base, name) for name in ("train", "validation", "corpus")}
-        self.data = content_hashes(DataSet(name="mine", test="", **sources))
+        besides = {name: value for name, value in base.to_dict().items() if name not in {*sources, "test", "output"}}
+        self.data = content_hashes(DataSet(name="mine", test="", **sources)) | held_by(besides)
 
     def read(self, candidate: Candidate, steps: int) -> Trial | None:
         """Return a trial that was finished before; None where there is none, or it failed, for lack of memory maybe.

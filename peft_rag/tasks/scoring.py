@@ -43,7 +43,7 @@ def class_scores(
     }
     sure = log_probs.amax(-1).exp().double().cpu().numpy()
     right = (predictions == references).astype(float)
-    result["ece"] = bootstrap(calibration_error, sure, right, resamples=resamples, seed=seed)
+    result["ece"] = bootstrap(calibration_error, sure, right, resamples=resamples, seed=seed, biased=True)
     return result
 
 

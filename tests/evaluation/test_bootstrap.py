@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from peft_rag.evaluation.bootstrap import Score, bootstrap
+from peft_rag.evaluation.scores import calibration_error
 
 
 def mean_difference(left, right):
@@ -87,3 +88,18 @@ def test_score_is_written_in_percent_with_its_interval():
     score = Score(0.92449, 0.9, 1.0)
     assert str(score) == "92.4 [90.0, 100.0]"
     assert score.to_dict() == {"value": 0.92449, "low": 0.9, "high": 1.0}
+
+
+@pytest.mark.parametrize("off", [0.02, 0.05])
+def test_interval_of_what_few_examples_make_too_large_holds_the_truth(off):
+    """Confidences that are too high by as much: the calibration error of ever more decisions is that."""
+    draw, held, above = np.random.default_rng(0), 0, 0
+    for seed in range(60):
+        sure = draw.uniform(0.5, 0.9, 200)
+        right = (draw.random(200) < sure - off).astype(float)
+        score = bootstrap(calibration_error, sure, right, resamples=200, seed=seed, biased=True)
+        assert 0 <= score.low <= score.value <= score.high
+        held += score.low <= off <= score.high
+        above += bootstrap(calibration_error, sure, right, resamples=200, seed=seed).low > off
+    assert held >= 47
+    assert above > 12 or off == 0.05

@@ -126,7 +126,7 @@ def _table(results: Results, setting: Setting, wanted: RowKey) -> Table:
     metric = first.main_metric if first else "accuracy"
     placed = ranks(_rankable(metric, rows))
     ordered = sorted(
-        rows, key=lambda row: (not row.complete, not row.done, -_metric(row, metric).mean if row.done else 0)
+        rows, key=lambda row: (not row.complete, not row.done, -round(_metric(row, metric).mean, 9) if row.done else 0)
     )
     known = {row.key: row for row in ordered if row.done}
     reference = wanted if wanted in known else None
