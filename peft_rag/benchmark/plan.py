@@ -287,9 +287,13 @@ def _check_cells(cells: list[Cell]) -> None:
     names: set[str] = set()
     checked: set[tuple[str, str]] = set()
     for cell in cells:
-        if cell.name in names:
-            raise ConfigError(f"two cells are called '{cell.name}'. Give a data set, method or fusion another label.")
-        names.add(cell.name)
+        alike = re.sub("[^a-z0-9]+", "-", cell.name.lower())
+        if alike in names:
+            raise ConfigError(
+                f"two cells are called '{cell.name}', or like it but for case and signs. Give a data set, method or "
+                "fusion another label."
+            )
+        names.add(alike)
         for row, entry in (("method", cell.method), ("fusion", cell.fusion)):
             if (row, entry.label) in checked:
                 continue

@@ -34,6 +34,17 @@ class Score:
         return {"value": self.value, "low": self.low, "high": self.high}
 
 
+def unseen(examples: int, level: float = 0.95) -> float:
+    """Return the largest share of cases that N examples may all have missed.
+
+    r = 1 - (α/2)^(1/N), with α = 1 - ``level``: N draws miss a share of r with a probability of α/2. Where all examples
+    are alike no draw of them varies, but others of their kind may: 30 right of 30 leave room for 11.6% that are wrong.
+
+    Source: Clopper & Pearson 1934, doi:10.1093/biomet/26.4.404.
+    """
+    return float(1.0 - ((1.0 - level) / 2) ** (1.0 / examples))
+
+
 def bootstrap(
     statistic: Callable[..., float],
     *arrays: NDArray[Any],
@@ -47,7 +58,8 @@ def bootstrap(
     The interval holds the middle ``level`` of the statistic over ``resamples`` draws of N examples with replacement. A
     statistic that cannot be below 0 and that few examples make too large is larger still on draws of them: as much as
     the draws lie above the statistic, that lies above the truth. Its interval [l, h] is therefore mirrored about its
-    value v, [max(0, 2v - h), max(v, 2v - l)], which is known as the basic bootstrap.
+    value v, [max(0, 2v - h), max(v, 2v - l)], which is known as the basic bootstrap. Where no draw varies because all
+    examples are right, or all wrong, the interval has room for what they did not show (`unseen`).
 
     Args:
         statistic: from the arrays (in order) to one number.
@@ -78,6 +90,9 @@ def bootstrap(
         draws[index] = statistic(*(array[chosen] for array in arrays))
     tail = 50.0 * (1.0 - level)
     low, high = np.percentile(draws, [tail, 100.0 - tail])
+    if low == high == value and value in (0.0, 1.0) and not biased:
+        room = unseen(size, level)
+        return Score(value, max(0.0, value - room), min(1.0, value + room))
     if biased:
         low, high = max(0.0, 2 * value - high), max(value, 2 * value - low)
     return Score(value, float(low), float(high))

@@ -67,7 +67,8 @@ def compare(differences: Drawn, draws: FloatArray) -> Comparison:
         draws: its row of `peft_rag.evaluation.two_level.bootstrap_rows`, ``(R,)``.
     """
     p = p_value(draws)
-    return Comparison(interval(float(differences.scores.mean()), draws), p, p, len(differences.scores))
+    seeds, examples = differences.scores.shape
+    return Comparison(interval(float(differences.scores.mean()), draws, examples, least=-1.0), p, p, seeds)
 
 
 def as_family(comparisons: Sequence[Comparison]) -> list[Comparison]:

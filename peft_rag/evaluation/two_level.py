@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from peft_rag.evaluation.bootstrap import Score
+from peft_rag.evaluation.bootstrap import Score, unseen
 from peft_rag.evaluation.statistics import FloatArray
 from peft_rag.evaluation.tallies import Drawn
 
@@ -86,10 +86,23 @@ def bootstrap_rows(rows: Sequence[Drawn], *, resamples: int = RESAMPLES, seed: i
     return draws
 
 
-def interval(value: float, draws: FloatArray, level: float = 0.95) -> Score:
-    """Return a value with the middle ``level`` of its draws ``(R,)``."""
+def interval(value: float, draws: FloatArray, examples: int, *, least: float = 0.0, level: float = 0.95) -> Score:
+    """Return a value with the middle ``level`` of its draws ``(R,)``.
+
+    Where none of them varies, because all examples are alike, there is room for what they did not show
+    (`peft_rag.evaluation.bootstrap.unseen`).
+
+    Args:
+        value: a share, or the difference of two.
+        draws: of `bootstrap_rows`.
+        examples: N.
+        least: that the value can be: 0, or -1 of a difference.
+        level: share of the draws inside the interval.
+    """
     tail = 50.0 * (1.0 - level)
     low, high = np.percentile(draws, [tail, 100.0 - tail])
+    if high - low <= _ROUNDING and value in (least, 0.0, 1.0):
+        low, high = max(least, value - unseen(examples, level)), min(1.0, value + unseen(examples, level))
     return Score(value, float(low), float(high))
 
 

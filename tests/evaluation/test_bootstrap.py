@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from peft_rag.evaluation.bootstrap import Score, bootstrap
+from peft_rag.evaluation.bootstrap import Score, bootstrap, unseen
 from peft_rag.evaluation.scores import calibration_error
 
 
@@ -55,7 +55,7 @@ def test_interval_narrows_with_the_root_of_the_number_of_examples():
 def test_rows_of_all_arrays_are_drawn_together():
     values = np.arange(50)
     score = bootstrap(lambda left, right: float((left == right).mean()), values, values, resamples=20)
-    assert score == Score(1.0, 1.0, 1.0)
+    assert score == Score(1.0, 1.0 - unseen(50), 1.0)
 
 
 def test_bootstrap_draws_rows_of_a_matrix():
@@ -103,3 +103,12 @@ def test_interval_of_what_few_examples_make_too_large_holds_the_truth(off):
         above += bootstrap(calibration_error, sure, right, resamples=200, seed=seed).low > off
     assert held >= 47
     assert above > 12 or off == 0.05
+
+
+@pytest.mark.parametrize("right", [0.0, 1.0])
+def test_interval_of_examples_that_are_all_right_or_all_wrong_is_clopper_and_pearsons(right):
+    from scipy.stats import binomtest
+
+    exact = binomtest(int(30 * right), 30).proportion_ci(method="exact")
+    score = bootstrap(np.mean, np.full(30, right), resamples=50)
+    assert (score.low, score.high) == pytest.approx((exact.low, exact.high))

@@ -105,7 +105,7 @@ def test_the_same_answers_are_no_difference():
     assert (same.verdict, same.p, str(same)) == (
         "no difference",
         1.0,
-        "no difference (+0.0 [+0.0, +0.0]), p = 1.00",
+        "no difference (+0.0 [-7.1, +7.1]), p = 1.00",
     )
 
 

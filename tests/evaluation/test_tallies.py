@@ -98,7 +98,9 @@ def test_interval_of_f1_covers_it_in_about_95_of_100_samples():
     covered, trials = 0, 300
     for trial in range(trials):
         row = Tallies(f1_tallies(np.random.default_rng(trial + 1), 1, 150), F1)
-        score = interval(float(row.scores.mean()), bootstrap_rows([row], resamples=400, seed=trial)[0])
+        score = interval(
+            float(row.scores.mean()), bootstrap_rows([row], resamples=400, seed=trial)[0], row.scores.shape[1]
+        )
         covered += score.low <= truth <= score.high
     assert binom.ppf(0.001, trials, 0.95) <= covered <= binom.ppf(0.999, trials, 0.97)
 

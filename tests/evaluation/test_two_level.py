@@ -53,7 +53,7 @@ def test_interval_of_a_mean_covers_it_in_about_95_of_100_samples():
     for trial in range(trials):
         draw = np.random.default_rng(trial)
         table = draw.normal(size=150) + 0.2 * draw.normal(size=(3, 1)) + draw.normal(size=(3, 150))
-        score = interval(float(table.mean()), bootstrap_means([table], resamples=400, seed=trial)[0])
+        score = interval(float(table.mean()), bootstrap_means([table], resamples=400, seed=trial)[0], table.shape[1])
         covered += score.low <= 0 <= score.high
     assert binom.ppf(0.001, trials, 0.95) <= covered <= binom.ppf(0.999, trials, 0.965)
 
@@ -97,7 +97,7 @@ def test_draws_of_one_seed_equal_a_plain_loop_over_the_same_examples():
 
 def test_where_seeds_decide_the_interval_is_students():
     table = np.array([0.2, 0.5, 0.6])[:, None] + np.zeros((3, 500))
-    score = interval(float(table.mean()), bootstrap_means([table], resamples=200_000)[0])
+    score = interval(float(table.mean()), bootstrap_means([table], resamples=200_000)[0], table.shape[1])
     half = t.ppf(0.975, 2) * table[:, 0].std(ddof=1) / np.sqrt(3)
     assert score.high - score.value == pytest.approx(half, rel=0.03)
     assert score.value - score.low == pytest.approx(half, rel=0.03)
@@ -127,3 +127,14 @@ def test_p_counts_the_draws_on_the_far_side():
     assert p_value(np.array([-1.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0])) == pytest.approx(2 * (1 + 1) / 10)
     assert p_value(np.full(99, 0.5)) == pytest.approx(0.02)
     assert p_value(np.zeros(99)) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("value", "least", "low", "high"), [(1.0, 0.0, 0.884, 1.0), (0.0, 0.0, 0.0, 0.116), (0.0, -1.0, -0.116, 0.116)]
+)
+def test_interval_of_examples_that_are_all_alike_has_room_for_what_they_did_not_show(value, least, low, high):
+    """Clopper and Pearson's for 30 of 30."""
+    score = interval(value, np.full(1000, value), 30, least=least)
+    assert (score.low, score.high) == pytest.approx((low, high), abs=5e-4)
+    varied = interval(0.5, np.random.default_rng(0).normal(0.5, 0.1, 1000), 30)
+    assert 0.2 < varied.low < varied.high < 0.8

@@ -58,7 +58,9 @@ def judge(rows: Mapping[RowKey, Row], reference: RowKey | None, best: RowKey | N
     ]
     drawn = [*own.values(), *(one for family in families for one in family.values())]
     draws = iter(bootstrap_rows(drawn) if drawn else ())
-    scores = {key: interval(float(one.scores.mean()), next(draws)) for (key, _), one in own.items()}
+    scores = {
+        key: interval(float(one.scores.mean()), next(draws), one.scores.shape[1]) for (key, _), one in own.items()
+    }
     judged = [{place: compare(one, next(draws)) for place, one in family.items()} for family in families]
     to_reference, to_best, to_none, to_controls = map(_corrected, judged)
     return Judgement(scores, _by_row(to_reference), _by_row(to_best), _by_row(to_none), to_controls)

@@ -35,8 +35,8 @@ EXPLANATIONS = (
     (
         "interval",
         "The 95% interval of the mean: test examples are drawn anew, the same ones for all rows, and the seeds' part "
-        "has the width that so few seeds allow. Another test split of the same kind and other seeds would give a mean "
-        "in there 95 times of 100.",
+        "has the width that so few seeds allow. The mean over all test examples of the kind and all seeds lies in such "
+        "an interval 95 times of 100; that of another test split of this size varies once more.",
     ),
     (
         "better, worse, no difference",
