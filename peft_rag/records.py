@@ -239,7 +239,7 @@ def _label(record: Record, name: str, value: Any) -> str:
         )
     if not value.strip():
         raise DataError(f"{record.where}: field '{name}' is empty. Remove the record or give it a label.")
-    return _well_formed(record, name, value)
+    return _well_formed(record, name, value.strip())
 
 
 def _well_formed(record: Record, name: str, value: str) -> str:

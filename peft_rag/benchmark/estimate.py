@@ -11,6 +11,7 @@ from peft_rag.benchmark.pieces import Piece
 from peft_rag.benchmark.plan import Cell, Search, Setting, as_run, fusion_of
 from peft_rag.benchmark.sources import expand
 from peft_rag.benchmark.suite import NO_FUSION
+from peft_rag.counts import check_count
 from peft_rag.tasks.generation import Generation
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ def _expected(piece: Piece, pace: Pace) -> float:
         return _START * len(setting.suite.fusions) + plain * 2 * (pace.documents + pace.test)
     label = piece.work.fusion.label if isinstance(piece.work, Cell) else ""
     each = pace.seconds.get(label, plain)
-    batch = int(as_run(setting.settings).training.get("per_device_train_batch_size", _BATCH))
+    batch: int = as_run(setting.settings).training.get("per_device_train_batch_size", _BATCH)
+    check_count("per_device_train_batch_size", batch, 1)
     trained = _STEP * batch * setting.suite.budget.max_steps + _EVALUATIONS * pace.validation
     trained += pace.train if pace.probes else 0  # its tuned features; those of the frozen backbone are kept
     if not isinstance(piece.work, Cell):

@@ -24,7 +24,7 @@ def read_filter(text: str) -> dict[str, frozenset[str]]:
         ConfigError: a name is unknown, or a pair has no value.
     """
     wanted: dict[str, frozenset[str]] = {}
-    for pair in filter(None, text.split(",")):
+    for pair in text.split(",") if text else ():
         name, _, value = pair.partition("=")
         if name not in FILTERS or not value:
             raise ConfigError(

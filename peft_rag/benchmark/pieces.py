@@ -185,7 +185,9 @@ def _cell_spec(cell: Cell, folder: Path) -> tuple[dict[str, Any], dict[str, Any]
         "tuning": tuning_of(trials, chosen),
         "audit": search["audit"],
     }
-    index = {name: search[name] for name in ("index_bytes", "index_seconds")}
+    own = search.get("own_indexes") or [None] * len(cell.setting.suite.fusions)
+    searched = own[cell.setting.suite.fusions.index(cell.fusion)] or search
+    index = {name: searched[name] for name in ("index_bytes", "index_seconds")}
     controls = list(cell.setting.suite.controls)
     return settings, {"header": header, "controls": controls, "seed": cell.seed, "index": index}
 

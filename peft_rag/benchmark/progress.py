@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from peft_rag.benchmark.pieces import Piece, cell_piece, needed_by
-from peft_rag.benchmark.plan import Plan
+from peft_rag.benchmark.plan import Plan, make_plan
 from peft_rag.benchmark.results import DONE, read_result
 
 _MINUTE, _HOUR = 60, 3600
@@ -19,7 +19,7 @@ class Progress:
 
     def __init__(self, plan: Plan, folder: Path, waiting: Sequence[Piece], say: Callable[[str], None]) -> None:
         """Look at what is done already, so that the first guess is a measured one where there is any."""
-        self.plan, self.say = plan, say
+        self.plan, self.folder, self.say = plan, folder, say
         self.left = list(waiting)
         self.cells = len(plan.cells)
         self.seconds: dict[tuple[str, str], list[float]] = defaultdict(list)
@@ -34,6 +34,12 @@ class Progress:
         """Say what there is to do."""
         for name, why in self.plan.skipped.items():
             self.say(f"left out: data set '{name}', because {why}")
+        beside = _beside(self.plan, self.folder)
+        if beside:
+            self.say(
+                f"{len(beside)} results in '{self.folder}' are of no cell of the suite as it is ({beside[0]}"
+                f"{', …' if len(beside) > 1 else ''}); they stay in the report. Remove what should not count"
+            )
         trials = sum(piece.kind == "trial" for piece in self.left)
         self.say(
             f"{self.cells - self._open_cells()} of {self.cells} cells are done; {trials} trials to go before the rest"
@@ -82,3 +88,10 @@ def _outcome(result: Mapping[str, Any]) -> str:
     if "validation" in result:
         return f"done, validation {metric} {100 * result['validation'][metric]:.1f},"
     return "done"
+
+
+def _beside(plan: Plan, folder: Path) -> list[str]:
+    """Name the results that are of no cell of the suite: of rows or seeds that it had before, or of another program."""
+    known = {cell.name for cell in make_plan(plan.suite).cells}
+    names = [path.stem for path in sorted(folder.glob("[!.]*.json")) if path.stem not in known]
+    return [name for name in names if not any(name.startswith(f"{absent}-") for absent in plan.skipped)]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from peft_rag.benchmark.suite import DataSet
 from peft_rag.contents import content_hash
@@ -12,6 +14,7 @@ from peft_rag.errors import DataError
 from peft_rag.records import SUFFIXES
 from peft_rag.slices import split_slice
 
+SPLITS = ("train", "validation", "test", "corpus")
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 
 
@@ -29,6 +32,14 @@ def expand(source: str) -> str:
         return os.environ[name]
 
     return _VARIABLE.sub(value, source)
+
+
+def expanded(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Put values in place of variables in the sources of a run and in options that begin with one."""
+    return {
+        name: expand(value) if isinstance(value, str) and (name in SPLITS or value.startswith("$")) else value
+        for name, value in settings.items()
+    }
 
 
 def without_places(text: str, sources: dict[str, str]) -> str:

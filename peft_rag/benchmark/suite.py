@@ -8,7 +8,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from peft_rag.config import DEFAULT_MODEL, read_yaml
+from peft_rag.config import DEFAULT_MODEL, PARTS, read_yaml
 from peft_rag.counts import check_count
 from peft_rag.errors import ConfigError
 from peft_rag.registry import FUSIONS, METHODS, Group, names, suggest
@@ -17,6 +17,14 @@ CONTROLS = ("random", "shuffled", "oracle", "filler")
 NO_FUSION = "none"
 
 _SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_DECIDED = {
+    "shots": "shots of a data set",
+    "seed": "seeds",
+    "backbone": "backbones",
+    "max_steps": "budget.max_steps",
+    "output": "--output",
+    "resume": "running the suite again, which goes on where it stopped",
+}
 _FIELDS = ("text_field", "label_field", "id_field", "group_field")
 
 Kind = TypeVar("Kind")
@@ -48,6 +56,7 @@ class DataSet:
 
     def __post_init__(self) -> None:
         _check_label("data set", self.name)
+        _check_distinct(f"shots of data set '{self.name}'", self.shots)
         _check_whole_numbers(f"shots of data set '{self.name}'", self.shots)
 
     @property
@@ -102,8 +111,8 @@ class Budget:
     time_limit: float = 7200.0
 
     def __post_init__(self) -> None:
-        for name in ("max_steps", "trials"):
-            check_count(f"budget.{name}", getattr(self, name), 1)
+        for name, least in (("max_steps", 1), ("trials", 1), ("tuning_seed", 0)):
+            check_count(f"budget.{name}", getattr(self, name), least)
         if not isinstance(self.time_limit, (int, float)) or not self.time_limit > 0:
             raise ConfigError(f"budget.time_limit is {self.time_limit!r}; it must be a number of seconds above 0.")
 
@@ -159,6 +168,35 @@ class Suite:
             )
 
 
+def _with_flat_options(given: Any, where: str) -> dict[str, Any]:
+    settings = _mapping(given, where)
+    if isinstance(settings.get("options"), Mapping):
+        settings["options"] = _flat(settings["options"], where)
+    return settings
+
+
+def _flat(options: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return options with those of a part under names of their own: ``task: {name: T, a: 1}`` as ``task``, ``task.a``.
+
+    Raises:
+        ConfigError: a name is no text, or one of what the grid decides.
+    """
+    flat: dict[str, Any] = {}
+    for name, value in options.items():
+        if not isinstance(name, str):
+            raise ConfigError(f"{where}: options: {name!r} is no name of a run file.")
+        if name in _DECIDED:
+            raise ConfigError(f"{where}: options: {name} is decided by the grid. Say it by {_DECIDED[name]}.")
+        if name in PARTS and isinstance(value, Mapping):
+            flat |= {name if inner == "name" else f"{name}.{inner}": one for inner, one in value.items()}
+        else:
+            flat[name] = value
+    decided = [part for part in ("method", "fusion") if part in flat]
+    if decided:
+        raise ConfigError(f"{where}: options name a {decided[0]}. Rows do, under {decided[0]}s.")
+    return flat
+
+
 def read_suite(path: str | Path) -> Suite:
     """Read a suite.
 
@@ -170,17 +208,26 @@ def read_suite(path: str | Path) -> Suite:
 
 def suite_from_mapping(given: Mapping[str, Any], where: str = "the suite") -> Suite:
     """Make a suite of names and values as its YAML file gives them; see `read_suite`."""
-    settings = dict(given)
+    settings = _with_flat_options(given, where)
     _check_keys(Suite, settings, where)
     data = settings["data"]
     if not isinstance(data, Mapping):
         raise ConfigError(f"{where}: 'data' is {data!r}. Give a name and its sources, e.g. 'mine: {{train: …}}'.")
     settings["data"] = tuple(
-        _make(DataSet, {"name": str(name), **_mapping(about, f"{where}: data set '{name}'")}, f"data set '{name}'")
+        _make(
+            DataSet,
+            {"name": str(name), **_with_flat_options(about, f"{where}: data set '{name}'")},
+            f"data set '{name}'",
+        )
         for name, about in data.items()
     )
     settings["methods"] = _entries(settings["methods"], METHODS, f"{where}: methods")
     settings["fusions"] = _entries(settings["fusions"], FUSIONS, f"{where}: fusions")
+    searched = next((entry for entry in settings["fusions"] if entry.search), None)
+    if searched is not None:
+        raise ConfigError(
+            f"{where}: fusion '{searched.label}' has a search, but trials try settings of methods. Make a row of each."
+        )
     settings["budget"] = _make(Budget, _mapping(settings["budget"], f"{where}: budget"), f"{where}: budget")
     return _make(Suite, settings, where)
 
@@ -191,7 +238,7 @@ def _entries(given: Any, group: Group, where: str) -> tuple[Entry, ...]:
         raise ConfigError(f"{where}: expected a list of names, got {given!r}.")
     entries = []
     for item in given:
-        settings = {"name": item} if isinstance(item, str) else _mapping(item, where)
+        settings = {"name": item} if isinstance(item, str) else _with_flat_options(item, where)
         entry = _make(Entry, settings, where)
         known = names(group)
         if entry.name not in known:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_rag.benchmark.sources import expand
+from peft_rag.benchmark.sources import expanded
 from peft_rag.config import RunConfig, from_mapping
 from peft_rag.refusals import SKIP
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 NEAR = 0.95
 ARMS = {"with_retrieval": "retrieved", "without_retrieval": "off"}
-_SPLITS = ("train", "validation", "test", "corpus")
 
 Facts = dict[str, Any]
+_RETRIEVAL = ("retriever", "encoder", "corpus")
 
 
 def try_settings(spec: Mapping[str, Any]) -> Facts:
@@ -73,7 +73,8 @@ def search_data(spec: Mapping[str, Any]) -> Facts:
 
     Returns:
         ``audit``: positions of test examples whose text, or nearly, is training data or a document; ``index_bytes`` and
-        ``index_seconds`` of the retriever's index, the encoding of the corpus included.
+        ``index_seconds`` of the retriever's index, the encoding of the corpus included; ``own_indexes``: the same of
+        each fusion that names a retriever, an encoder or a corpus of its own, else None.
     """
     from peft_rag.devices import computing_for
     from peft_rag.job import prepare, read_data, with_voters
@@ -85,10 +86,14 @@ def search_data(spec: Mapping[str, Any]) -> Facts:
             with tempfile.TemporaryDirectory() as folder:
                 splits = prepare(config, Path(folder), _say).splits
         facts = _index(config, splits) | _audit(config, splits)
+        own: list[Facts | None] = []
         for options in spec["fusions"]:
             with tempfile.TemporaryDirectory() as folder:
-                with_voters(prepare(_config({**spec["settings"], **options}, Path(folder) / "out"), Path(folder), _say))
-    return facts
+                asked = _config({**spec["settings"], **options}, Path(folder) / "out")
+                with_voters(prepare(asked, Path(folder), _say))
+            other = any(name.partition(".")[0] in _RETRIEVAL for name in options)
+            own.append(_index(asked, read_data(asked)) if other else None)
+    return facts | {"own_indexes": own}
 
 
 def measure_cell(spec: Mapping[str, Any]) -> Facts:
@@ -241,8 +246,7 @@ def _quoted(value: Any) -> str:
 
 
 def _config(settings: Mapping[str, Any], output: Path) -> RunConfig:
-    expanded = {name: expand(value) if name in _SPLITS else value for name, value in settings.items()}
-    return from_mapping({"disable_tqdm": True, **expanded, "output": str(output)}, where="the suite")
+    return from_mapping({"disable_tqdm": True, **expanded(settings), "output": str(output)}, where="the suite")
 
 
 def _audit(config: RunConfig, splits: Splits) -> Facts:

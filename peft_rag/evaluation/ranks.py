@@ -13,7 +13,7 @@ def ranks(values: Mapping[Key, float | None]) -> dict[Key, float]:
     """Rank from the highest value, 1, to the lowest; equal values share the mean of their ranks.
 
     Values are equal where they differ by less than a billionth: means of the same numbers, summed in another order, do.
-    None stands for a failure and comes last: failing is not better than any score.
+    None stands for a failure and comes last: failing is not better than any score. Where all failed, none has a rank.
 
     >>> ranks({"a": 0.9, "b": 0.7, "c": 0.9, "d": None})
     {'a': 1.5, 'b': 3.0, 'c': 1.5, 'd': 4.0}
@@ -22,6 +22,8 @@ def ranks(values: Mapping[Key, float | None]) -> dict[Key, float]:
     """
     from scipy.stats import rankdata
 
+    if all(value is None for value in values.values()):
+        return {}
     placed = rankdata([float("inf") if value is None else -round(value, 9) for value in values.values()])
     return {key: float(rank) for key, rank in zip(values, placed, strict=True)}
 

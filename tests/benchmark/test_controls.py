@@ -228,7 +228,7 @@ def test_run_without_retrieval_is_the_arm_without_retrieval_of_knn_bit_for_bit(
 ) -> None:
     data = {name: path for name, path in toy_data.items() if name != "validation" or not held_out}
     answers = {
-        fusion: trained(tiny_bert, data, tmp_path / fusion, fusion=fusion, method=method)[1]
+        fusion: trained(tiny_bert, data, tmp_path / fusion, fusion=fusion, method=method, max_length=40)[1]
         for fusion in ("none", "knn")
     }
     for arm in ("untrained", "retrieval_alone", "without_retrieval"):

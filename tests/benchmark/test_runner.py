@@ -117,6 +117,19 @@ def test_grown_suite_runs_only_what_is_new(toy_suite: MakeSuite, stand_in: Calla
     assert log.read_text().split() == ["kinds-bitfit-1.json", "kinds-bitfit-2.json", "kinds-bitfit-knn-s0.json"]
 
 
+def test_results_of_rows_that_the_suite_had_before_are_named(
+    toy_suite: MakeSuite, stand_in: Callable[..., Path], tmp_path: Path
+) -> None:
+    stand_in()
+    run_plan(small(toy_suite), tmp_path / "out", lambda line: None)
+    said: list[str] = []
+    run_plan(small(toy_suite, methods=["head"]), tmp_path / "out", said.append)
+    assert said[0] == (
+        f"1 results in '{tmp_path / 'out'}' are of no cell of the suite as it is (kinds-lora-knn-s0); they stay in the "
+        "report. Remove what should not count"
+    )
+
+
 @pytest.mark.parametrize(
     ("misfortune", "error"),
     [

@@ -45,6 +45,19 @@ def test_suite_is_read_with_labels_and_defaults(mapping: dict[str, Any]) -> None
         ({"reference": {"method": "hed"}}, "no method of the reference row 'hed'. Did you mean 'head'?"),
         ({"budget": {"max_step": 3}}, "unknown key 'max_step'. Did you mean 'max_steps'?"),
         ({"budget": {"max_steps": 0}}, "budget.max_steps must be a whole number of at least 1, but is 0"),
+        (
+            {"options": {"shots": 3}},
+            "the suite: options: shots is decided by the grid. Say it by shots of a data set",
+        ),
+        ({"options": {"method": "lora"}}, "the suite: options name a method. Rows do, under methods."),
+        ({"options": {1: 2}}, "the suite: options: 1 is no name of a run file"),
+        (
+            {"methods": [{"name": "lora", "options": {"seed": 3}}]},
+            "the suite: methods: options: seed is decided by the grid",
+        ),
+        ({"data": {"kinds": {"train": "a", "test": "b", "shots": []}}}, "'shots of data set 'kinds'' is empty"),
+        ({"fusions": [{"name": "knn", "search": {"fusion.k": [1, 2]}}]}, "fusion 'knn' has a search, but trials try"),
+        ({"budget": {"max_steps": 6, "tuning_seed": "abc"}}, "budget.tuning_seed must be a whole number of at least 0"),
         ({"budget": {"max_steps": 6, "tuning_seed": 1}}, "budget.tuning_seed is 1, a seed of the suite too"),
     ],
 )
@@ -84,3 +97,12 @@ def test_stored_results_are_described_and_can_be_run_again(path: Path) -> None:
     page = (ROOT / "benchmarks/README.md").read_text(encoding="utf-8")
     assert f"results/{path.parent.name}/report.md" in page
     assert (ROOT / f"benchmarks/suites/{path.parent.name}.yaml").is_file()
+
+
+def test_options_of_a_part_may_be_given_as_in_a_run_file(mapping: dict[str, Any]) -> None:
+    options = {"task": {"name": "text-classification", "pooling": "cls"}, "retriever": {"k": 3}, "max_length": 32}
+    suite = suite_from_mapping({**mapping, "options": options})
+    flat = {"task": "text-classification", "task.pooling": "cls", "retriever.k": 3, "max_length": 32}
+    assert dict(suite.options) == flat
+    rows = suite_from_mapping({**mapping, "methods": [{"name": "lora", "options": {"method": {"r": 4}}}]}).methods
+    assert dict(rows[0].options) == {"method.r": 4}

@@ -9,7 +9,16 @@ import pytest
 import torch
 
 from peft_rag.benchmark.costs import off_difference
-from peft_rag.benchmark.pieces import Piece, cell_piece, needed_by, open_pieces, spec_of
+from peft_rag.benchmark.pieces import (
+    Piece,
+    _cell_spec,
+    cell_piece,
+    needed_by,
+    open_pieces,
+    search_piece,
+    spec_of,
+    trial_pieces,
+)
 from peft_rag.benchmark.plan import make_plan
 from peft_rag.benchmark.results import choose, read_result, why_stale, write_result
 from peft_rag.benchmark.suite import Suite
@@ -80,6 +89,22 @@ def test_cell_file_holds_arms_costs_tuning_and_what_made_it(
     assert any(name.startswith("peft_rag_adapters") for name in result["sources"])
     assert not any(name.startswith(("peft_rag.cli", "peft_rag.benchmark.runner")) for name in result["sources"])
     json.dumps(result)
+
+
+def test_index_of_a_row_with_a_retriever_of_its_own_is_its_own(toy_suite: MakeSuite, tmp_path: Path) -> None:
+    own = {"fusion.k": 1, "max_length": 48, "retriever": "bm25"}
+    fusions = ["none", {"name": "concat", "options": own}, {"name": "marginal", "options": {"fusion.k": 1}}]
+    suite = toy_suite(fusions=fusions, methods=["head"], seeds=[0])
+    cell = next(cell for cell in make_plan(suite).cells if cell.fusion.label == "concat")
+    found = finish(search_piece(cell.search, tmp_path), tmp_path)
+    assert [one is not None for one in found["own_indexes"]] == [False, True, False]
+    for cell in make_plan(suite).cells:
+        for trial in trial_pieces(cell.study, tmp_path):
+            finish(trial, tmp_path)
+        _, spec = _cell_spec(cell, tmp_path)
+        searched = found["own_indexes"][1] if cell.fusion.label == "concat" else found
+        assert spec["index"]["index_bytes"] == searched["index_bytes"]
+    assert found["own_indexes"][1]["index_bytes"] != found["index_bytes"]
 
 
 def test_command_of_a_cell_repeats_its_run(toy_suite: MakeSuite) -> None:

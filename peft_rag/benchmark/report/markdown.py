@@ -39,7 +39,7 @@ def _lines(results: Results, tables: Sequence[Table]) -> Iterator[str]:
         titles = ["row", "average rank", *(table.label for table in tables)]
         yield from _table(
             titles,
-            [[key.label, f"{one.average:.1f}", *(f"{rank:g}" for rank in one.ranks)] for key, one in placed.items()],
+            [[key.label, f"{one.average:.2f}", *(f"{rank:g}" for rank in one.ranks)] for key, one in placed.items()],
         )
     lacking = [cell for cell in results.cells if not cell.done]
     if lacking:

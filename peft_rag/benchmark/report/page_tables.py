@@ -39,7 +39,7 @@ def ranks_table(placed: Mapping[RowKey, Placing], tables: Sequence[Table]) -> Ma
         element(
             "tr",
             element("th", key.label, scope="row"),
-            element("td", f"{one.average:.1f}", data_order=one.average),
+            element("td", f"{one.average:.2f}", data_order=one.average),
             *(
                 _placed(own[key], table.metric, rank)
                 for own, table, rank in zip(values, tables, one.ranks, strict=True)

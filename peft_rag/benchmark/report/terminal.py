@@ -27,7 +27,7 @@ def terminal_lines(results: Results, tables: Sequence[Table]) -> Iterator[str]:
     if placed:
         yield ""
         yield f"average ranks over {len(tables)} data sets:"
-        yield from (f"  {one.average:5.1f}  {key.label}" for key, one in placed.items())
+        yield from (f"  {one.average:5.2f}  {key.label}" for key, one in placed.items())
 
 
 def aligned(grid: Grid) -> list[str]:
