@@ -142,7 +142,7 @@ def write_tokens(
     given = replace(split, examples=bare) if split is not None else model.split(bare)
     rows = model.encode(given, fusion=fusion)
     manner = _manner(model, fusion or model.effective_fusion, given, streamer, task.decoding | decoding)
-    _check_window(model, rows, _options(task, manner)["max_new_tokens"])
+    _check_length(model, rows, _options(task, manner)["max_new_tokens"])
     model.eval()
     written = [Written("", 0.0, ())] * len(rows)
     with tqdm(
@@ -228,8 +228,13 @@ class _Processors(LogitsProcessorList):  # type: ignore[misc]
         return self
 
 
-def _check_window(model: RetrievalAugmentedModel, rows: Sequence[dict[str, Any]], longest: int) -> None:
-    """Raise `ConfigError` where prompt and answer are more tokens than the backbone has places for."""
+def _check_length(model: RetrievalAugmentedModel, rows: Sequence[dict[str, Any]], longest: int) -> None:
+    """Raise `ConfigError` where prompt and answer are more tokens than the backbone has places for, or cut a choice."""
+    needed = max((len(ids) + 1 for ids in cast(Generation, model.task).choice_of_tokens()), default=0)
+    if longest < needed:
+        raise ConfigError(
+            f"decoding.max_new_tokens is {longest}, but the longest of task.choices takes {needed}. Raise it."
+        )
     read = [len(one["input_ids"]) for row in rows for one in inputs_of(row)]
     before = max(read) if model.decoder_start is None else 1
     taken = virtual_tokens(model.backbone) if model.reports else 0

@@ -187,6 +187,13 @@ def test_choice_longer_than_an_answer_and_choices_of_the_same_tokens_are_refused
         Text2Text(choices=("strange", "unheard")).with_tokenizer(tokenizer())
 
 
+def test_choices_that_would_be_cut_are_refused() -> None:
+    model = model_of("gpt2", Text2Text(target_length=6, choices=("w1 w2 w3", "w5")))
+    with pytest.raises(ConfigError, match=r"max_new_tokens is 3, but the longest of task.choices takes 4\. Raise it"):
+        model.predict(["w1"], decoding={"max_new_tokens": 3})
+    assert model.predict(["w1"], decoding={"max_new_tokens": 4})[0].labels[0] in ("w1 w2 w3", "w5")
+
+
 @pytest.mark.parametrize("backbone", ["gpt2", "t5"])
 def test_choice_is_answered_as_it_was_given_whatever_the_tokenizer_makes_of_its_case(backbone: str) -> None:
     model = model_of(backbone, Text2Text(target_length=4))

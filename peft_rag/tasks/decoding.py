@@ -76,7 +76,7 @@ def _check_values(options: Mapping[str, Any]) -> None:
         if name in options:
             raise ConfigError(f"decoding.{name} {reason}. Leave it out.")
     for name, least in _LEAST.items():
-        if options.get(name) is not None:
+        if name in options:
             check_count(f"decoding.{name}", options[name], least)
     for name in _ABOVE_ZERO:
         value = options.get(name)

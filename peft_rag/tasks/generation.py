@@ -59,6 +59,7 @@ class Generation(Task):
     choices: tuple[str, ...] = ()
     tokenizer: Any = field(default=None, repr=False, compare=False)
     _known: dict[str, list[int]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _chosen: dict[tuple[int, ...], str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "choices", _choices(self.choices))
@@ -99,8 +100,8 @@ class Generation(Task):
         Raises:
             ConfigError: a choice is longer than an answer may be, or two are the same to the tokenizer.
         """
-        known: dict[tuple[int, ...], str] = {}
-        for choice in self.choices:
+        known = self._chosen
+        for choice in () if known else self.choices:
             ids = tuple(self.tokenizer(choice, add_special_tokens=False)["input_ids"])
             if len(ids) + 1 > self.target_length:
                 raise ConfigError(
@@ -254,7 +255,7 @@ class Generation(Task):
 
     def to_dict(self) -> dict[str, Any]:
         settings = asdict(replace(self, tokenizer=None))
-        return {name: value for name, value in settings.items() if name not in ("tokenizer", "_known")}
+        return {name: value for name, value in settings.items() if name not in ("tokenizer", "_known", "_chosen")}
 
 
 def _choices(given: Any) -> tuple[str, ...]:
