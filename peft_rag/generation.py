@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import LogitsProcessorList, PrefixConstrainedLogitsProcessor
+from transformers.generation import BaseStreamer
+from typing_extensions import Self
 
 from peft_rag.attribution import explained
 from peft_rag.errors import ConfigError
@@ -221,11 +223,28 @@ def _batches(lengths: Sequence[int], size: int, *, equal: bool) -> Iterator[list
         yield from (places[start : start + size] for start in range(0, len(places), size))
 
 
-class _Processors(LogitsProcessorList):  # type: ignore[misc]
-    """What settles each token; a copy is itself, for peft copies what ``generate`` is given, and one of these hears."""
+class _Itself:
+    """A copy of it is itself: peft copies what ``generate`` is given, but what listens while it runs is one thing."""
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Processors:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self
+
+
+class _Processors(_Itself, LogitsProcessorList):  # type: ignore[misc]
+    """What settles each token."""
+
+
+class _Streaming(_Itself, BaseStreamer):  # type: ignore[misc]
+    """Hands tokens to a streamer, those of the first of several inputs that write one text together."""
+
+    def __init__(self, streamer: Any) -> None:
+        self.streamer = streamer
+
+    def put(self, value: Tensor) -> None:
+        self.streamer.put(value[:1])
+
+    def end(self) -> None:
+        self.streamer.end()
 
 
 def _check_length(model: RetrievalAugmentedModel, rows: Sequence[dict[str, Any]], longest: int) -> None:
@@ -296,7 +315,7 @@ def _options(task: Generation, manner: _Manner) -> dict[str, Any]:
     if "stop_strings" in options:
         options["tokenizer"] = tokenizer
     if manner.streamer is not None:
-        options["streamer"] = manner.streamer
+        options["streamer"] = _Streaming(manner.streamer)
     return options
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import normalizers
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, TextIteratorStreamer
 
 from peft_rag.backbone import as_backbone
 from peft_rag.cli.writing import check_writes, stream
@@ -152,6 +152,13 @@ def test_texts_are_streamed_as_they_are_written(backbone: str, fusion: Any, caps
     model = model_of(backbone, Text2Text(target_length=5), fusion)
     stream(model, [model.task.as_example("w1 w2", "0")], {})
     assert capsys.readouterr().out.split() == model.predict(["w1 w2"])[0].labels[0].split()
+
+
+def test_streamer_that_cannot_be_copied_is_heard_under_virtual_tokens() -> None:
+    model = model_of("t5", Text2Text(target_length=5), None, "prompt-tuning")
+    streamer = TextIteratorStreamer(model.tokenizer, skip_special_tokens=True)
+    (written,) = write_tokens(model, [model.task.as_example("w1 w2", "0")], streamer=streamer)
+    assert "".join(streamer).split() == written.text.split()
 
 
 def test_beams_cannot_be_streamed() -> None:

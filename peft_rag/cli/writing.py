@@ -67,17 +67,11 @@ def stream(model: RetrievalAugmentedModel, examples: Sequence[Example | str], de
 
     from peft_rag.generation import write
 
-    class FirstRow(TextStreamer):  # type: ignore[misc]
-        """Takes the tokens of the first of several inputs that write one text together."""
-
-        def put(self, value: Any) -> None:
-            super().put(value[:1])
-
     for place, example in enumerate(examples):
         if place:
             print()
         if isinstance(example, str):
             print(example)
             continue
-        streamer = FirstRow(model.tokenizer, skip_prompt=model.decoder_start is None, skip_special_tokens=True)
+        streamer = TextStreamer(model.tokenizer, skip_prompt=model.decoder_start is None, skip_special_tokens=True)
         write(model, [example], streamer=streamer, **decoding)
