@@ -61,7 +61,7 @@ def reasons(report: Report) -> Iterator[str]:
         after = report.metrics["arms"].get("with_retrieval", report.metrics["arms"]["without_retrieval"])[report.metric]
         yield (
             f"On the {report.metrics['test_examples']:,} test examples, which nothing was chosen by, it reaches "
-            f"{percent(after['value'])}% {report.metric}, and on others of their kind between {percent(after['low'])} "
+            f"{percent(after['value'])}% {report.metric}, and on all of their kind between {percent(after['low'])} "
             f"and {percent(after['high'])} (95% interval)."
         )
     else:
