@@ -49,35 +49,33 @@ def backbone_tensors(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def sampled(model: nn.Module) -> dict[str, Tensor]:
-    """Copy some values of each of the backbone's tensors: all of the small ones, 1,024 in even steps of the others.
+def sampled(model: nn.Module) -> dict[nn.Parameter, Tensor]:
+    """Copy some values of each of the backbone's parameters: all of small ones, 1,024 in even steps of the others.
 
     What costs next to nothing at any size shows whether a method, when attached, changed the backbone in place.
     """
-    samples = {}
-    for name, tensor in backbone_tensors(model).items():
-        flat = tensor.detach().reshape(-1)
-        samples[name] = flat[:: max(len(flat) // _SAMPLED, 1)].clone()
-    return samples
+    return {parameter: _sample(parameter) for parameter in backbone_parameters(model).values()}
 
 
-def audit_unchanged(model: PeftModel, before: Mapping[str, Tensor]) -> None:
+def audit_unchanged(model: PeftModel, before: Mapping[nn.Parameter, Tensor]) -> None:
     """Verify that the backbone still is what `sampled` took ``before``.
 
     Raises:
         MethodError: it is not.
     """
-    after = sampled(model)
-    changed = [name for name in before.keys() | after.keys() if not _same(before.get(name), after.get(name))]
-    if changed:
+    after = backbone_parameters(model)
+    changed = [name for name, one in after.items() if one not in before or not torch.equal(_sample(one), before[one])]
+    if changed or len(after) < len(before):
+        first = f", first '{changed[0]}'" if changed else ""
         raise MethodError(
-            f"the method changed {len(changed)} tensors of the backbone, first '{min(changed)}'. It must stay as it "
-            "is: load it again, and choose another start of the method's weights."
+            f"the method changed {max(len(changed), 1)} tensors of the backbone{first}. It must stay as it is: load it "
+            "again, and choose another start of the method's weights."
         )
 
 
-def _same(before: Tensor | None, after: Tensor | None) -> bool:
-    return before is not None and after is not None and torch.equal(before, after.to(before.device))
+def _sample(parameter: Tensor) -> Tensor:
+    flat = parameter.detach().reshape(-1)
+    return flat[:: max(len(flat) // _SAMPLED, 1)].clone()
 
 
 def backbone_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
