@@ -32,8 +32,7 @@ class HybridRetriever(Retriever):
     ranks: score(d) = Σ_r 1 / (rrf_k + rank_r(d)), over the retrievers r that find d, ranks counted from 1. Scores say
     by how much a document is the best, which ranks do not; see `peft_rag.retrieval.fusing`.
 
-    Source: Bruch, Gai and Ingber 2023, doi:10.1145/3596512; Cormack, Clarke and Büttcher 2009,
-    doi:10.1145/1571941.1572114.
+    Source: Bruch et al. 2023, doi:10.1145/3596512; Cormack et al. 2009, doi:10.1145/1571941.1572114.
     """
 
     name = "hybrid"
