@@ -44,7 +44,7 @@ def publish_folder(folder: Path, repo_id: str, *, private: bool = False) -> str:
         info = api.upload_folder(repo_id=repo_id, folder_path=str(folder), allow_patterns=list(PUBLISHED))
     except Exception as error:
         raise ArtefactError(
-            f"cannot push to '{repo_id}': {' '.join(str(error).split())[:300]} "
+            f"cannot push to '{repo_id}': {' '.join(str(error).split())[:300].rstrip('.')}. "
             "Check the name, the connection and your token (hf auth login)."
         ) from error
     return str(info)
