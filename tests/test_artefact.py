@@ -239,7 +239,7 @@ def test_push_checks_the_artefact_and_says_what_failed(
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
     assert publish_folder(saved, "some/adapter") == "https://hub/some/adapter"
     assert "adapter_model.safetensors" in pushed["names"]
-    with pytest.raises(ArtefactError, match="cannot push to 'some/where-else': 401 Unauthorized. Check the name"):
+    with pytest.raises(ArtefactError, match=r"cannot push to 'some/where-else': 401 Unauthorized\. Check the name"):
         publish_folder(saved, "some/where-else")
     assert main(["publish", str(saved), "some/adapter"]) == 0
     assert re.search(r"saved \(\d+ kB\) is at https://hub/some/adapter", capsys.readouterr().out)
