@@ -38,7 +38,8 @@ def held_by(settings: Mapping[str, Any]) -> dict[str, str]:
     A name counts as one of a file only where it has a suffix or lies in a folder, so that a method or a label is none.
     """
     named = dict(_named(settings))
-    return {name: content_hash(value) for name, value in sorted(named.items()) if Path(value).exists()}
+    # os.path takes what is too long for a name, as a prompt may be, for one of nothing.
+    return {name: content_hash(value) for name, value in sorted(named.items()) if os.path.exists(value)}
 
 
 def _named(settings: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, str]]:

@@ -33,7 +33,7 @@ def test_settings_hold_what_options_and_models_name_and_nothing_else(
         "backbone": "tiny",
         "encoder": "sentence-transformers/none-such",
         "method": "lora",
-        "options": {"task": {"contexts": "contexts.jsonl", "prompt": "Answer: {prompt}."}},
+        "options": {"task": {"contexts": "contexts.jsonl", "prompt": "Answer, a/b.c: " * 99, "head": "\0.x"}},
         "seed": 3,
     }
     held = held_by(settings)
