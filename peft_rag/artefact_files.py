@@ -113,8 +113,8 @@ def _check_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
     if wrong:
         raise ArtefactError(f"{path} was altered: {wrong[0]} is not as it is saved. {_COPY}")
     # Artefacts of before the manifest was sealed have no hash of it.
-    unsealed = {name: value for name, value in manifest.items() if name != _SEAL}
-    if manifest.get(_SEAL, sha256_of_json(unsealed)) != sha256_of_json(unsealed):
+    seal = sha256_of_json({name: value for name, value in manifest.items() if name != _SEAL})
+    if manifest.get(_SEAL, seal) != seal:
         raise ArtefactError(f"{path} was altered since it was saved: it is not what its hash says. {_COPY}")
 
 

@@ -12,6 +12,7 @@ from peft_rag.files import sha256_of_file, sha256_of_json
 from peft_rag.retrieval.manifest import MANIFEST
 from peft_rag.slices import split_slice
 
+SOURCES = ("train", "validation", "test", "corpus")
 _MODELS = ("backbone", "encoder")
 
 
@@ -37,7 +38,7 @@ def held_by(settings: Mapping[str, Any]) -> dict[str, str]:
 
     A name counts as one of a file only where it has a suffix or lies in a folder, so that a method or a label is none.
     """
-    named = dict(_named(settings))
+    named = dict(_named({name: value for name, value in settings.items() if name not in (*SOURCES, "output")}))
     # os.path takes what is too long for a name, as a prompt may be, for one of nothing.
     return {name: content_hash(value) for name, value in sorted(named.items()) if os.path.exists(value)}
 

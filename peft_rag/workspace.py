@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from peft_rag.config import RunConfig
-from peft_rag.contents import content_hash, held_by
+from peft_rag.contents import SOURCES, content_hash, held_by
 from peft_rag.errors import ArtefactError, ConfigError, PeftRagError
 from peft_rag.files import refuse_nonempty, write_json
 
-_DATA = ("train", "validation", "test", "corpus")
 _HELD = "content_hashes"
 
 
@@ -38,8 +37,7 @@ def working_folder(config: RunConfig, output: Path, *, main: bool) -> Iterator[P
 
 def _claim(config: RunConfig, working: Path) -> None:
     about = {name: value for name, value in config.to_dict().items() if name != "resume"}
-    data = {name: content_hash(about[name]) for name in _DATA if about.get(name)}
-    about[_HELD] = data | held_by({name: value for name, value in about.items() if name not in (*_DATA, "output")})
+    about[_HELD] = {name: content_hash(about[name]) for name in SOURCES if about.get(name)} | held_by(about)
     record = working / "run.json"
     if not working.exists():
         write_json(record, about)
@@ -67,5 +65,7 @@ def _differing(earlier: Mapping[str, Any], now: dict[str, Any]) -> list[str]:
     differing = sorted(name for name in now if earlier.get(name) != now[name])
     if isinstance(before, dict):  # runs of earlier versions did not note it
         changed = [name for name in held if before.get(name) != held[name]]
-        differing += [f"what {name} names" if name not in _DATA else f"the content of {now[name]}" for name in changed]
+        differing += [
+            f"what {name} names" if name not in SOURCES else f"the content of {now[name]}" for name in changed
+        ]
     return differing

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from peft_rag.benchmark.filters import passing
-from peft_rag.benchmark.sources import SPLITS, content_hashes, expanded, why_absent
+from peft_rag.benchmark.sources import content_hashes, expanded, why_absent
 from peft_rag.benchmark.space import Settings, search_space, trial_points
 from peft_rag.benchmark.suite import NO_FUSION, DataSet, Entry, Suite
 from peft_rag.contents import held_by
@@ -308,7 +308,7 @@ def _check_cells(cells: list[Cell]) -> None:
 
 def _fingerprint(settings: Mapping[str, Any], data: DataSet, without: tuple[str, ...] = ()) -> str:
     hashes = {split: value for split, value in content_hashes(data).items() if split not in without}
-    besides = held_by({name: value for name, value in expanded(settings).items() if name not in SPLITS})
+    besides = held_by(expanded(settings))
     named = {"named": besides} if besides else {}
     return sha256_of_json({"format": FORMAT, "settings": dict(settings), "data": hashes, **named})
 

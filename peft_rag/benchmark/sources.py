@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from peft_rag.benchmark.suite import DataSet
-from peft_rag.contents import content_hash
+from peft_rag.contents import SOURCES, content_hash
 from peft_rag.errors import DataError
 from peft_rag.records import SUFFIXES
 from peft_rag.slices import split_slice
 
-SPLITS = ("train", "validation", "test", "corpus")
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 
 
@@ -37,7 +36,7 @@ def expand(source: str) -> str:
 def expanded(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Put values in place of variables in the sources of a run and in options that begin with one."""
     return {
-        name: expand(value) if isinstance(value, str) and (name in SPLITS or value.startswith("$")) else value
+        name: expand(value) if isinstance(value, str) and (name in SOURCES or value.startswith("$")) else value
         for name, value in settings.items()
     }
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from peft_rag.config import DEFAULT_MODEL, PARTS, read_yaml
+from peft_rag.contents import SOURCES
 from peft_rag.counts import check_count
 from peft_rag.errors import ConfigError
 from peft_rag.registry import FUSIONS, METHODS, Group, names, suggest
@@ -62,7 +63,7 @@ class DataSet:
     @property
     def sources(self) -> dict[str, str]:
         """The sources that are named, by split."""
-        return {name: getattr(self, name) for name in ("train", "validation", "test", "corpus") if getattr(self, name)}
+        return {name: getattr(self, name) for name in SOURCES if getattr(self, name)}
 
     def settings(self) -> dict[str, Any]:
         """Return what a run file says of this data."""

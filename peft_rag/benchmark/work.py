@@ -90,9 +90,9 @@ def search_data(spec: Mapping[str, Any]) -> Facts:
         for options in spec["fusions"]:
             with tempfile.TemporaryDirectory() as folder:
                 asked = _config({**spec["settings"], **options}, Path(folder) / "out")
-                with_voters(prepare(asked, Path(folder), _say))
+                prepared = with_voters(prepare(asked, Path(folder), _say))
             other = any(name.partition(".")[0] in _RETRIEVAL for name in options)
-            own.append(_index(asked, read_data(asked)) if other else None)
+            own.append(_index(asked, prepared.splits) if other else None)
     return facts | {"own_indexes": own}
 
 

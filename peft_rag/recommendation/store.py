@@ -28,8 +28,7 @@ class Store:
     def __init__(self, folder: Path, base: RunConfig) -> None:
         self.folder, self.base = folder, base
         sources = {name: getattr(base, name) for name in ("train", "validation", "corpus")}
-        besides = {name: value for name, value in base.to_dict().items() if name not in {*sources, "test", "output"}}
-        self.data = content_hashes(DataSet(name="mine", test="", **sources)) | held_by(besides)
+        self.data = content_hashes(DataSet(name="mine", test="", **sources)) | held_by(base.to_dict())
 
     def read(self, candidate: Candidate, steps: int) -> Trial | None:
         """Return a trial that was finished before; None where there is none, or it failed, for lack of memory maybe.

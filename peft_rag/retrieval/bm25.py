@@ -15,7 +15,7 @@ import regex
 from peft_rag.errors import ConfigError
 from peft_rag.files import new_folder, write_text
 from peft_rag.retrieval.base import Encoder, Neighbours, Retriever
-from peft_rag.retrieval.recorded import manifest_of
+from peft_rag.retrieval.recorded import about_index, manifest_of
 from peft_rag.retrieval.storage import load_array, save_array, write_manifest
 from peft_rag.retrieval.vectors import empty_neighbours, fill_nearest
 
@@ -109,10 +109,7 @@ class BM25Retriever(Retriever):
     def save(self, folder: Path) -> None:
         self.require_index()
         about = {
-            "format": FORMAT,
-            "retriever": self.name,
-            "settings": self.settings(),
-            "corpus_fingerprint": self.corpus_fingerprint,
+            **about_index(self, FORMAT),
             "count": self._documents,
         }
         with new_folder(folder) as working:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from peft_rag.files import new_folder
 from peft_rag.retrieval.base import Encoder, Neighbours, Retriever
-from peft_rag.retrieval.recorded import about_encoder, check_encoder, manifest_of, recorded_encoder
+from peft_rag.retrieval.recorded import about_index, opened
 from peft_rag.retrieval.storage import load_array, save_array, write_manifest
 from peft_rag.retrieval.vectors import exact_search
 
@@ -89,11 +89,7 @@ class DenseRetriever(Retriever):
     def save(self, folder: Path) -> None:
         vectors = self.vectors
         about = {
-            "format": FORMAT,
-            "retriever": self.name,
-            "settings": self.settings(),
-            **about_encoder(self, self.encoder),
-            "corpus_fingerprint": self.corpus_fingerprint,
+            **about_index(self, FORMAT, self.encoder),
             "count": int(vectors.shape[0]),
             "dimension": int(vectors.shape[1]),
         }
@@ -114,11 +110,8 @@ class DenseRetriever(Retriever):
             RetrievalError: the folder holds no index, a damaged one, or another retriever's.
             FingerprintError: the encoder is not the one it was built with.
         """
-        manifest = manifest_of(cls, folder, FORMAT)
-        retriever = cls(encoder or recorded_encoder(manifest), **manifest["settings"])
-        check_encoder(retriever, retriever.encoder, manifest, folder)
+        retriever = opened(cls, folder, FORMAT, encoder)
         vectors = load_array(folder / VECTORS)
         retriever.read_index(folder, vectors)
         retriever._vectors = vectors
-        retriever.corpus_fingerprint = manifest["corpus_fingerprint"]
         return retriever

@@ -13,7 +13,7 @@ from peft_rag.parts import make_part
 from peft_rag.registry import RETRIEVERS, load
 from peft_rag.retrieval.base import Encoder, Neighbours, Retriever
 from peft_rag.retrieval.fusing import fuse_rankings, fuse_scores
-from peft_rag.retrieval.recorded import about_encoder, check_encoder, manifest_of, recorded_encoder
+from peft_rag.retrieval.recorded import about_index, check_encoder, manifest_of, recorded_encoder
 from peft_rag.retrieval.storage import write_manifest
 
 if TYPE_CHECKING:
@@ -114,13 +114,7 @@ class HybridRetriever(Retriever):
 
     def save(self, folder: Path) -> None:
         self.require_index()
-        about = {
-            "format": FORMAT,
-            "retriever": self.name,
-            "settings": self.settings(),
-            **about_encoder(self, self.encoder),
-            "corpus_fingerprint": self.corpus_fingerprint,
-        }
+        about = about_index(self, FORMAT, self.encoder)
         with new_folder(folder) as working:
             write_manifest(working, about)
             for place, part in self.parts.items():

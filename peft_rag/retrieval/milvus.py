@@ -11,7 +11,7 @@ from peft_rag.errors import ConfigError, RetrievalError
 from peft_rag.files import new_folder, sha256_of_json
 from peft_rag.places import cache_folder
 from peft_rag.retrieval.base import Encoder, Neighbours, Retriever
-from peft_rag.retrieval.recorded import about_encoder, check_encoder, manifest_of, recorded_encoder
+from peft_rag.retrieval.recorded import about_index, check_encoder, manifest_of, recorded_encoder
 from peft_rag.retrieval.storage import write_manifest
 from peft_rag.retrieval.vectors import check_finite, empty_neighbours, fill_nearest, pair_scores
 
@@ -156,13 +156,9 @@ class MilvusRetriever(Retriever):
         """
         self.require_index()
         about = {
-            "format": FORMAT,
-            "retriever": self.name,
-            "settings": self.settings(),
+            **about_index(self, FORMAT, self.encoder),
             "uri": self.uri,
             "collection": self._collection,
-            **about_encoder(self, self.encoder),
-            "corpus_fingerprint": self.corpus_fingerprint,
             "count": self._documents,
         }
         with new_folder(folder) as working:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from peft_rag.errors import FingerprintError, RetrievalError
 from peft_rag.retrieval.base import Encoder, Retriever
 from peft_rag.retrieval.storage import read_manifest
+
+Kind = TypeVar("Kind", bound=Retriever)
 
 
 def manifest_of(retriever: type[Retriever], folder: Path, format_number: int) -> dict[str, Any]:
@@ -23,6 +25,38 @@ def manifest_of(retriever: type[Retriever], folder: Path, format_number: int) ->
             f"{manifest.get('format')}, not of '{retriever.name}', format {format_number}. Build it anew."
         )
     return manifest
+
+
+def about_index(retriever: Retriever, format_number: int, encoder: Encoder | None = None) -> dict[str, Any]:
+    """Return what every saved index says of itself; of its encoder too where it is given one."""
+    about = {
+        "format": format_number,
+        "retriever": retriever.name,
+        "settings": retriever.settings(),
+        "corpus_fingerprint": retriever.corpus_fingerprint,
+    }
+    return about if encoder is None else about | about_encoder(retriever, encoder)
+
+
+def opened(kind: type[Kind], folder: Path, format_number: int, encoder: Encoder | None) -> Kind:
+    """Return a retriever with the settings, the encoder and the corpus of a saved index, whose files are checked.
+
+    Args:
+        kind: made of an encoder and its settings.
+        folder: the index.
+        format_number: that the retriever saves.
+        encoder: the encoder it was built with; loaded by its recorded name if None.
+
+    Raises:
+        RetrievalError: as `manifest_of`.
+        FingerprintError: as `check_encoder`.
+    """
+    manifest = manifest_of(kind, folder, format_number)
+    used = encoder or recorded_encoder(manifest)
+    retriever = kind(used, **manifest["settings"])  # type: ignore[call-arg]
+    check_encoder(retriever, used, manifest, folder)
+    retriever.corpus_fingerprint = manifest["corpus_fingerprint"]
+    return retriever
 
 
 def about_encoder(retriever: Retriever, encoder: Encoder) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from peft_rag.files import new_folder
 from peft_rag.retrieval.base import Encoder, Neighbours, Retriever
 from peft_rag.retrieval.chunks import sentence_spans
-from peft_rag.retrieval.recorded import about_encoder, check_encoder, manifest_of, recorded_encoder
+from peft_rag.retrieval.recorded import about_index, opened
 from peft_rag.retrieval.storage import load_array, save_array, write_manifest
 from peft_rag.retrieval.vectors import candidates, check_finite, empty_neighbours, fill_nearest, pair_scores
 
@@ -104,11 +104,7 @@ class SentencesRetriever(Retriever):
     def save(self, folder: Path) -> None:
         self.require_index()
         about = {
-            "format": FORMAT,
-            "retriever": self.name,
-            "settings": self.settings(),
-            **about_encoder(self, self.encoder),
-            "corpus_fingerprint": self.corpus_fingerprint,
+            **about_index(self, FORMAT, self.encoder),
             "count": len(self._starts) - 1,
             "sentences": len(self._vectors),
         }
@@ -129,12 +125,9 @@ class SentencesRetriever(Retriever):
             RetrievalError: the folder holds no index, a damaged one, or another retriever's.
             FingerprintError: the encoder is not the one it was built with.
         """
-        manifest = manifest_of(cls, folder, FORMAT)
-        retriever = cls(encoder or recorded_encoder(manifest))
-        check_encoder(retriever, retriever.encoder, manifest, folder)
+        retriever = opened(cls, folder, FORMAT, encoder)
         retriever._vectors = load_array(folder / VECTORS)
         retriever._starts = load_array(folder / STARTS)
-        retriever.corpus_fingerprint = manifest["corpus_fingerprint"]
         return retriever
 
 
