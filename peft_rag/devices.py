@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from peft_rag.errors import ConfigError
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 _named: torch.device | None = None
 
@@ -51,6 +54,21 @@ def on_processor(training: Mapping[str, Any]) -> bool:
 def computing_for(training: Mapping[str, Any]) -> AbstractContextManager[None]:
     """Return a block in which everything computes where training with these of transformers' arguments does."""
     return computing_on("cpu" if on_processor(training) else None)
+
+
+def wait_for_everyone(state: PartialState) -> None:
+    """Go on once every process of a run has come here.
+
+    accelerate's own barrier names an accelerator by the number of the process, even for processes that compute on the
+    processor. Of those there may be more than accelerators, so that these wait for one another by themselves.
+
+    Args:
+        state: of this process.
+    """
+    if state.device.type == "cpu" and state.num_processes > 1:
+        torch.distributed.barrier()
+    else:
+        state.wait_for_everyone()
 
 
 @contextmanager

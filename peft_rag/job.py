@@ -107,13 +107,13 @@ def run(config: RunConfig, say: Say = print, *, observe: Observe | None = None) 
     """
     from accelerate import PartialState
 
-    from peft_rag.devices import computing_for, on_processor
+    from peft_rag.devices import computing_for, on_processor, wait_for_everyone
 
     state = PartialState(cpu=on_processor(config.training))
     tell = say if state.is_main_process else _silent
     output = Path(config.output)
     with computing_for(config.training), working_folder(config, output, main=state.is_main_process) as working:
-        state.wait_for_everyone()
+        wait_for_everyone(state)
         prepared = prepare(config, working, tell)
         prepared.model.progress_bars = state.is_main_process
         prepared = with_voters(prepared)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+from types import SimpleNamespace
+from typing import Any
 
-from peft_rag.devices import accelerator_available, chosen_device, computing_for, computing_on
+import pytest
+import torch
+
+from peft_rag.devices import accelerator_available, chosen_device, computing_for, computing_on, wait_for_everyone
 from peft_rag.errors import ConfigError
 
 
@@ -47,3 +51,21 @@ def test_training_arguments_say_whether_the_accelerator_is_left_alone(monkeypatc
     for arguments, device in (({}, "cuda"), ({"use_cpu": True}, "cpu"), ({"use_cpu": False}, "cuda")):
         with computing_for(arguments):
             assert chosen_device().type == device
+
+
+@pytest.mark.parametrize(
+    ("device", "processes", "waits"),
+    [("cpu", 2, "without a device"), ("cuda", 2, "as accelerate does"), ("cpu", 1, "as accelerate does")],
+)
+def test_processes_on_the_processor_wait_without_naming_an_accelerator(
+    device: str, processes: int, waits: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = []
+    monkeypatch.setattr("torch.distributed.barrier", lambda **named: called.append(named or "without a device"))
+    state: Any = SimpleNamespace(
+        device=torch.device(device),
+        num_processes=processes,
+        wait_for_everyone=lambda: called.append("as accelerate does"),
+    )
+    wait_for_everyone(state)
+    assert called == [waits]
