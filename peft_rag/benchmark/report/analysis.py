@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from peft_rag.benchmark.report.cells import Setting
 from peft_rag.benchmark.report.costs import costs_of
 from peft_rag.benchmark.report.judging import CONTROLS, Judgement, judge, mcnemar_by_seed, retrieves
 from peft_rag.benchmark.report.leaks import Leaks, leaks_of
+from peft_rag.benchmark.report.machines import machine_names, machines_of
 from peft_rag.benchmark.report.results import MISSING, NONE, Results, Row, RowKey
 from peft_rag.evaluation.bootstrap import Score
 from peft_rag.evaluation.comparison import SAME, Comparison
@@ -37,6 +38,7 @@ class Result:
         controls: the metric of each arm of a row that retrieves, by name.
         against_controls: the retrieved arm against each other arm.
         costs: by name, averaged over seeds.
+        machines: short names of those it was run on; none where the whole result set was run on one.
     """
 
     row: Row
@@ -51,6 +53,7 @@ class Result:
     controls: Mapping[str, Spread]
     against_controls: Mapping[str, Comparison]
     costs: Mapping[str, float]
+    machines: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,13 @@ def _table(results: Results, setting: Setting, wanted: RowKey) -> Table:
     reference = wanted if wanted in known else None
     best = ordered[0].key if ordered[0].complete else None
     judgement, leaks = judge(known, reference, best), leaks_of(done)
-    found = [_result(row, placed.get(row.key), known.get(wanted), judgement, leaks) for row in ordered]
+    machines = machine_names(results.cells)
+    found = [
+        replace(
+            _result(row, placed.get(row.key), known.get(wanted), judgement, leaks), machines=machines_of(row, machines)
+        )
+        for row in ordered
+    ]
     return Table(
         setting=setting,
         label=results.label(setting),

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 
 from peft_rag.benchmark.report.cells import DONE, Cell
+from peft_rag.benchmark.report.machines import machine_names, machine_of
 from peft_rag.benchmark.report.results import Results
 
 _SHOWN = 3
@@ -15,6 +16,7 @@ _SHORT_COMMIT = 10
 def notices(results: Results) -> list[str]:
     """Return one sentence for each thing that a reader of the tables must know; none where all is alike and done."""
     cells = results.cells
+    names = machine_names(cells)
     found = [
         _listed(f"runs {status}", [cell.name for cell in cells if cell.status == status])
         for status in sorted({cell.status for cell in cells} - {DONE})
@@ -23,7 +25,7 @@ def notices(results: Results) -> list[str]:
         _listed("missing rows or seeds", results.missing),
         _listed("cells made with uncommitted changes in the sources", [cell.name for cell in cells if cell.dirty]),
         _mixed("Commits", cells, lambda cell: cell.commit[:_SHORT_COMMIT] or "none"),
-        _mixed("Machines", cells, _machine),
+        _mixed("Machines", cells, lambda cell: f"{names.get(machine_of(cell), '')} {machine_of(cell)}".strip()),
         _differing("sources", cells, lambda cell: cell.sources.items()),
         _differing("versions", [cell for cell in cells if not cell.external], lambda cell: cell.versions.items()),
         *_unlike(results),
@@ -92,9 +94,3 @@ def _short(cell: Cell) -> str:
 
 def _steps(cell: Cell) -> str:
     return str(cell.costs.get("steps", "unknown"))
-
-
-def _machine(cell: Cell) -> str:
-    machine = cell.machine
-    device = "" if machine.get("device", "cpu") == "cpu" else f", {machine['device']}"
-    return f"{machine.get('processor', 'unknown')}, {machine.get('cores', '?')} cores{device}"

@@ -61,6 +61,7 @@ def results_grid(table: Table) -> Grid:
             Column(f"against {reference}", lambda one: _against_reference(one, table), _reference_order),
             Column("against no retrieval", lambda one: points(one.against_none), _none_order),
             *(_cost_column(name) for name in PLOTTED),
+            *_machine(table),
             Column("runs", _runs),
         ],
         table.results,
@@ -79,7 +80,8 @@ def metrics_grid(table: Table) -> Grid:
 def costs_grid(table: Table) -> Grid:
     """Return every cost that was measured."""
     names = [kind.name for kind in COSTS if any(kind.name in one.costs for one in table.results)]
-    return Grid([Column("row", lambda one: one.row.label), *map(_cost_column, names)], _with_results(table))
+    columns = [Column("row", lambda one: one.row.label), *map(_cost_column, names), *_machine(table)]
+    return Grid(columns, _with_results(table))
 
 
 def controls_grid(table: Table) -> Grid | None:
@@ -134,6 +136,12 @@ def _spread_column(name: str, of: Callable[[Result], Mapping[str, Spread]], *, s
 
 def _cost_column(name: str) -> Column:
     return Column(BY_NAME[name].title, lambda one: cost(one, name), lambda one: one.costs.get(name))
+
+
+def _machine(table: Table) -> list[Column]:
+    """Return the column that says where rows were measured, where it was not one machine for all."""
+    several = any(one.machines for one in table.results)
+    return [Column("machine", lambda one: ", ".join(one.machines) or NOTHING)] if several else []
 
 
 def _against_control_column(arm: str) -> Column:

@@ -69,7 +69,8 @@ EXPLANATIONS = (
     (
         "costs",
         "Measured on the trained model, averaged over seeds. A row without retrieval that shares its training with a "
-        "row with retrieval shares its peak memory too.",
+        "row with retrieval shares its peak memory too. Where machines differ, a number says which one a row was run "
+        "on: times and memory compare rows of one machine alone.",
     ),
 )
 

@@ -5,6 +5,7 @@ import pytest
 
 from peft_rag.benchmark.report.analysis import analyse, overall_ranks
 from peft_rag.benchmark.report.checks import notices
+from peft_rag.benchmark.report.grids import costs_grid, results_grid
 from peft_rag.benchmark.report.markdown import markdown
 from peft_rag.benchmark.report.results import RowKey, read_results
 from peft_rag.errors import ArtefactError
@@ -216,6 +217,25 @@ def test_cells_made_differently_are_said_to_be(tmp_path):
 
 def test_cells_made_alike_need_no_notice(tmp_path):
     assert notices(read(tmp_path)) == []
+
+
+def test_rows_of_several_machines_say_which_one_they_were_measured_on(tmp_path):
+    alone = analyse(read(tmp_path / "one"), {})[0]
+    assert all(not result.machines for result in alone.results)
+    assert "machine" not in [*results_grid(alone).titles, *costs_grid(alone).titles]
+
+    moved = {"machine": {"processor": "Other", "cores": 1, "device": "NVIDIA H200"}}
+    results = read(tmp_path / "two", changes={"topics-lora-knn-s1": moved})
+    said = "Machines differ: #1 A processor, 2 cores (5 cells), #2 Other, 1 core, NVIDIA H200 (1 cell)."
+    assert said in notices(results)
+    table = analyse(results, {})[0]
+    named = {result.row.label: result.machines for result in table.results}
+    assert named["lora + knn"] == named["lora"] == ("#1", "#2")
+    assert named["head"] == ("#1",)
+    for grid in (results_grid(table), costs_grid(table)):
+        column = grid.titles.index("machine")
+        shown = {texts[0]: texts[column] for texts in grid.texts()}
+        assert (shown["lora + knn"], shown["head"]) == ("#1, #2", "#1")
 
 
 def test_a_peer_of_another_library_is_a_row_like_any_other(tmp_path):
