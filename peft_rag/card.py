@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
+from peft_rag.evaluation.bootstrap import Score, in_percent
 from peft_rag.evaluation.overlap import overlap_lines
 
 
-def model_card(manifest: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
+def model_card(manifest: Mapping[str, Any], metrics: Mapping[str, Any], sample: str | Mapping[str, Any]) -> str:
     """Return the README.md of an artefact.
 
     Args:
         manifest: content of ``peft_rag.json``.
         metrics: content of ``metrics.json``; what is missing in it is left out of the card.
+        sample: what the model may be asked, a text or a record.
     """
     method, backbone = manifest["method"]["name"], manifest["backbone"]["name"]
     parts = [
@@ -24,7 +27,7 @@ def model_card(manifest: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
         "The backbone itself is unchanged.\n",
         _results(metrics),
         _costs(manifest, metrics),
-        _use(manifest),
+        _use(manifest, sample),
     ]
     return "\n".join(part for part in parts if part)
 
@@ -32,7 +35,7 @@ def model_card(manifest: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
 def results_table(arms: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     """Return the results as a Markdown table: a row an arm, a column a metric, 95% intervals in brackets."""
     names = list(dict.fromkeys(name for scores in arms.values() for name in scores))
-    rows = [["on the test split", *names], ["---"] * (len(names) + 1)]
+    rows = [["answers", *names], ["---"] * (len(names) + 1)]
     for arm, scores in arms.items():
         cells = [_cell(scores[name]) if name in scores else "" for name in names]
         rows.append([arm.replace("_", " "), *cells])
@@ -40,8 +43,7 @@ def results_table(arms: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
 
 
 def _cell(score: Mapping[str, float]) -> str:
-    value, low, high = (100 * score[key] for key in ("value", "low", "high"))
-    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
+    return str(Score(score["value"], score["low"], score["high"], bool(score.get("percent", True))))
 
 
 def _gate(manifest: Mapping[str, Any]) -> str:
@@ -71,8 +73,11 @@ def _results(metrics: Mapping[str, Any]) -> str:
     if not metrics.get("arms"):
         return "## Results\n\nNot measured.\n"
     overlap = "".join(f" {line}." for line in overlap_lines(metrics["overlap"])) if "overlap" in metrics else ""
+    scores = [item for arm in metrics["arms"].values() for item in arm.items()]
+    scale = in_percent(name for name, score in scores if not score.get("percent", True))
+    where = f"{metrics['test_examples']:,} examples ({metrics['data']['test']})"
     return (
-        f"## Results\n\nIn percent on {metrics['test_examples']:,} examples ({metrics['data']['test']}), with 95% "
+        f"## Results\n\n{scale[0].upper()}{scale[1:]} on {where}, with 95% "
         f"bootstrap intervals; seed {metrics['seed']}.{overlap}\n\n{results_table(metrics['arms'])}"
     )
 
@@ -91,22 +96,28 @@ def _costs(manifest: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
         lines.append(f"- artefact: {metrics['artefact_bytes'] / 1000:,.0f} kB")
     measured = (
         ("train_seconds", "{:.0f} s", 1),
-        ("examples_per_second", "{:.0f} examples/s", 1),
+        ("examples_per_second", "{:.3g} examples/s", 1),
         ("peak_memory_bytes", "peak memory {:,.0f} MB", 1e6),
     )
-    training = [words.format(metrics[name] / unit) for name, words, unit in measured if name in metrics]
+    training = [words.format(metrics[name] / unit) for name, words, unit in measured if metrics.get(name)]
     if training:
         lines.append(f"- training: {', '.join(training)}")
     return "\n".join([*lines, ""])
 
 
-def _use(manifest: Mapping[str, Any]) -> str:
+def _use(manifest: Mapping[str, Any], sample: str | Mapping[str, Any]) -> str:
     knowledge = manifest.get("knowledge")
-    corpus = f" It retrieves from `{knowledge['corpus']['source']}`." if knowledge else ""
     labels = manifest["task"]["settings"].get("labels") or []
+    known = [f"Labels: {', '.join(labels)}."] if labels else []
+    if knowledge:
+        known.append(
+            f"It retrieves from `{knowledge['corpus']['source']}`; where that lies elsewhere, say so: "
+            '`from_pretrained(…, corpus="path/to/it")`.'
+        )
+    asked = json.dumps(sample, ensure_ascii=False)
     return (
         "## Use\n\n```python\nfrom peft_rag import RetrievalAugmentedModel\n\n"
         'model = RetrievalAugmentedModel.from_pretrained("this-folder-or-hub-id")\n'
-        'model.predict(["some text"], explain=True)\n```\n\n'
-        f"Labels: {', '.join(labels)}.{corpus}\n"
+        f"model.predict([{asked}]{', explain=True' if knowledge else ''})\n```\n"
+        + "".join(f"\n{line}\n" for line in ([" ".join(known)] if known else []))
     )

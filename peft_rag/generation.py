@@ -34,6 +34,7 @@ from peft_rag.tasks.json_schema import JSON_SCHEMA
 from peft_rag.writer import no_virtual_tokens, writer_of
 
 if TYPE_CHECKING:
+    from peft_rag.evaluation.bootstrap import Score
     from peft_rag.model import RetrievalAugmentedModel
 
 _AT_ONCE = 16
@@ -108,6 +109,21 @@ def _predicted(written: Written) -> Prediction:
 def write(model: RetrievalAugmentedModel, examples: Sequence[Example], **options: Any) -> list[tuple[str, float]]:
     """Write an answer to each example, as `write_tokens` does; return each text, and its probability."""
     return [(one.text, one.probability) for one in write_tokens(model, examples, **options)]
+
+
+def written_scores(model: RetrievalAugmentedModel, split: Split, **options: Any) -> dict[str, Score]:
+    """Write to the first examples of a split, as many as the task scores, and score the texts by name.
+
+    Args:
+        model: whatever its task; one that does not write has no such scores.
+        split: labelled, with what was retrieved.
+        options: as `write_tokens` takes.
+    """
+    if not isinstance(model.task, Generation) or not model.task.scored:
+        return {}
+    first = split.of(range(min(model.task.scored, len(split))))
+    texts = [text for text, _ in write(model, first.examples, split=first, **options)]
+    return model.task.score_texts(texts, first.examples)
 
 
 def write_tokens(

@@ -343,7 +343,7 @@ class RetrievalAugmentedModel(AdapterParts):
 
     def predict(
         self,
-        texts: Sequence[str | Example],
+        texts: Sequence[str | Mapping[str, Any] | Example],
         *,
         explain: bool = False,
         batch_size: int = 64,
@@ -353,7 +353,7 @@ class RetrievalAugmentedModel(AdapterParts):
         """Predict the labels of texts, or write the texts that answer them.
 
         Args:
-            texts: strings or examples.
+            texts: strings, records with the fields that the task reads, or examples.
             explain: also return each prediction's neighbours with their scores, weights and effects; a fusion that
                 reads K neighbours answers each example up to K + 1 more times for it, and a text is written once more.
             batch_size: inputs run at once.
@@ -361,7 +361,7 @@ class RetrievalAugmentedModel(AdapterParts):
             decoding: how texts are written: any of `transformers.GenerationConfig`'s names.
 
         Raises:
-            DataError: ``texts`` is no list of texts.
+            DataError: ``texts`` is no list of texts or records, or a record cannot be read.
         """
         examples = asked(self.task, texts)
         if not examples:
@@ -385,9 +385,12 @@ class RetrievalAugmentedModel(AdapterParts):
 
     def evaluate(self, examples: Sequence[Example], **options: Any) -> dict[str, Score]:
         """Score answers to labelled examples, each metric with its 95% bootstrap interval; options as `answer`'s."""
+        from peft_rag.generation import written_scores
+
         split = self.split_to_measure(examples)
         targets = self.task.targets(split.examples)
-        return self.task.evaluate(self.answer(split, **options), targets, examples=split.examples)
+        scores = self.task.evaluate(self.answer(split, **options), targets, examples=split.examples)
+        return scores | written_scores(self, split, **options)
 
     def save_pretrained(self, folder: str | Path, **facts: Any) -> Path:
         """Write the artefact of the active adapter to a new folder; see `peft_rag.artefact.save`."""

@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from peft_rag.errors import DataError
+from peft_rag.records import Record
 from peft_rag.tasks.base import Example
 
 if TYPE_CHECKING:
     from peft_rag.tasks.base import Task
 
 
-def asked(task: Task, texts: Sequence[str | Example]) -> list[Example]:
-    """Return texts as examples of a task; what are examples already stay as they are.
+def asked(task: Task, texts: Sequence[str | Mapping[str, Any] | Example]) -> list[Example]:
+    """Return texts and records as examples of a task; what are examples already stay as they are.
+
+    Args:
+        task: that is asked.
+        texts: each a bare text, a record with the fields that the task reads, or an example.
 
     Raises:
-        DataError: a single text is given, or something that is none.
+        DataError: a single text is given, something that is none, or a record that the task cannot read.
     """
     if isinstance(texts, str):
         raise DataError(f"what is predicted is a list of texts, but one text is given. Write [{texts[:40]!r}].")
-    wrong = [one for one in texts if not isinstance(one, (str, Example))]
+    if isinstance(texts, Mapping):
+        raise DataError("what is predicted is a list of texts or records, but one record is given. Write [{…}].")
+    wrong = [one for one in texts if not isinstance(one, (str, Mapping, Example))]
     if wrong:
-        raise DataError(f"what is predicted is a list of texts, but {wrong[0]!r} is none.")
-    return [one if isinstance(one, Example) else task.as_example(one, str(place)) for place, one in enumerate(texts)]
+        raise DataError(f"what is predicted is a list of texts or records, but {wrong[0]!r} is none.")
+    given = [Record(one, "records", place, "row") for place, one in enumerate(texts, 1) if isinstance(one, Mapping)]
+    read = iter(task.read(given, labelled=False) if given else [])
+    return [_example(task, one, str(place)) or next(read) for place, one in enumerate(texts)]
+
+
+def _example(task: Task, one: str | Mapping[str, Any] | Example, identity: str) -> Example | None:
+    """Return an example, or a bare text as one; None for a record."""
+    if isinstance(one, Example):
+        return one
+    return task.as_example(one, identity) if isinstance(one, str) else None
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from peft_rag.config import RunConfig
+from peft_rag.evaluation.bootstrap import in_percent
 
 if TYPE_CHECKING:
     from peft_rag.evaluation.bootstrap import Score
@@ -83,9 +84,10 @@ def table(arms: Arms, data: str, test_examples: int) -> list[str]:
     names = list(arms["untrained"])
     width = max(len(arm) for arm in arms) + 2
     cells = [str(score) for scores in arms.values() for score in scores.values()]
+    scale = in_percent(name for scores in arms.values() for name, score in scores.items() if not score.percent)
     column = max(len(word) for word in (*cells, *names, "100.0 [100.0, 100.0]")) + 2
     lines = [
-        f"in percent on {test_examples:,} examples of {data}, 95% bootstrap intervals in brackets",
+        f"{scale} on {test_examples:,} examples of {data}, 95% bootstrap intervals in brackets",
         "".ljust(width) + "".join(name.ljust(column) for name in names),
     ]
     for arm, scores in arms.items():

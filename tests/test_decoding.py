@@ -103,8 +103,19 @@ def test_what_is_no_list_of_texts_is_refused() -> None:
     model = of_bytes()
     with pytest.raises(DataError, match=r"a list of texts, but one text is given. Write \['a text'\]"):
         model.predict("a text")
-    with pytest.raises(DataError, match="a list of texts, but None is none"):
+    with pytest.raises(DataError, match="a list of texts or records, but None is none"):
         model.predict(["a", None])  # type: ignore[list-item]
+    with pytest.raises(DataError, match="a list of texts or records, but one record is given"):
+        model.predict({"source": "a"})  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="records row 2: field 'source' is missing"):
+        model.predict(["a", {"text": "a"}])
+
+
+def test_texts_and_records_are_answered_in_the_order_they_are_asked() -> None:
+    model = of_bytes()
+    mixed: list[str | dict[str, str]] = [{"source": PROMPTS[0]}, PROMPTS[1], {"source": PROMPTS[1]}]
+    said = [one.labels for one in model.predict(mixed)]
+    assert said == [one.labels for one in model.predict([PROMPTS[0], PROMPTS[1], PROMPTS[1]])]
     with pytest.raises(ConfigError, match="unknown way of decoding 'beams'"):
         model.predict(["a"], decoding={"beams": 2})
 

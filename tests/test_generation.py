@@ -384,7 +384,15 @@ def test_a_model_that_writes_is_trained_saved_and_asked(
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [set(line) for line in lines] == [{"text", "answer", "probability"}] * 4
     assert main(["evaluate", str(out), "--data", data["test"]]) == 0
-    assert "perplexity" in capsys.readouterr().out
+    evaluated = capsys.readouterr().out
+    assert evaluated.startswith("in percent (perplexity as it is) on 4 examples")
+    shown = {line.split()[0]: line.split()[1] for line in evaluated.splitlines()[1:]}
+    scale = {name: 1 if name == "perplexity" else 100 for name in measured["after"]}
+    assert {name: f"{scale[name] * value:.1f}" for name, value in measured["after"].items()} == {
+        name: shown[name] for name in measured["after"]
+    }
+    card = (out / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    exec(card.replace("this-folder-or-hub-id", str(out)), {})
     assert main(["predict", str(out), data["test"], "--stream"]) == 0
     streamed = capsys.readouterr().out
     assert not streamed.startswith("{")

@@ -117,8 +117,26 @@ def test_peak_memory_grows_with_what_is_held():
     del held
 
 
+def test_scores_that_are_no_shares_are_written_as_they_are():
+    arms = {
+        name: {"likelihood": Score(0.2, 0.1, 0.3), "perplexity": Score(5.0, 3.5, 9.25, percent=False)}
+        for name in ("untrained", "without_retrieval")
+    }
+    assert table(arms, "t.jsonl", 9)[0].startswith("in percent (perplexity as it is) on 9 examples of t.jsonl")
+    card = model_card(MANIFEST, json.loads(json.dumps(measured(arms, test="t.jsonl"))), "some text")
+    assert "In percent (perplexity as it is) on 1,000 examples (t.jsonl)" in card
+    assert "| untrained | 20.0 [10.0, 30.0] | 5.0 [3.5, 9.2] |" in card
+
+
+def test_model_card_asks_what_the_task_takes_and_names_labels_only_where_there_are_some():
+    writes = MANIFEST | {"task": {"name": "text-generation", "settings": {"labels": []}}, "knowledge": None}
+    card = model_card(writes, {}, {"question": "Où?", "choices": ["ici"]})
+    assert 'model.predict([{"question": "Où?", "choices": ["ici"]}])\n' in card
+    assert card.endswith("```\n")
+
+
 def test_model_card_begins_with_front_matter_the_hub_reads():
-    card = model_card(MANIFEST, measured() | {"artefact_bytes": 612_345})
+    card = model_card(MANIFEST, measured() | {"artefact_bytes": 612_345}, "some text")
     _, front, _ = card.split("---\n", 2)
     assert yaml.safe_load(front) == {
         "library_name": "peft",
@@ -130,7 +148,9 @@ def test_model_card_begins_with_front_matter_the_hub_reads():
 
 
 def test_model_card_states_results_costs_labels_and_corpus():
-    card = model_card(MANIFEST, measured(test="t.jsonl") | {"artefact_bytes": 612_345, "peak_memory_bytes": 1.5e9})
+    card = model_card(
+        MANIFEST, measured(test="t.jsonl") | {"artefact_bytes": 612_345, "peak_memory_bytes": 1.5e9}, "hi"
+    )
     for sentence in (
         "# lora for text-classification on some/backbone",
         "In percent on 1,000 examples (t.jsonl), with 95% bootstrap intervals; seed 3.",
@@ -138,13 +158,14 @@ def test_model_card_states_results_costs_labels_and_corpus():
         "- trained: 10 parameters, 10.00% of the model",
         "- artefact: 612 kB",
         "- training: 12 s, 40 examples/s, peak memory 1,500 MB",
-        "Labels: cat, dog. It retrieves from `docs.jsonl`.",
+        'model.predict(["hi"], explain=True)',
+        "Labels: cat, dog. It retrieves from `docs.jsonl`; where that lies elsewhere, say so: `from_pretrained(…, corp",
     ):
         assert sentence in card
 
 
 def test_model_card_claims_nothing_that_was_not_measured():
-    card = model_card({name: value for name, value in MANIFEST.items() if name != "knowledge"}, {})
+    card = model_card({name: value for name, value in MANIFEST.items() if name != "knowledge"}, {}, "some text")
     assert "## Results\n\nNot measured.\n" in card
     assert "- trained in the backbone: 12,345 parameters" in card
     for absent in ("artefact:", "training:", "metrics:", "It retrieves", "%"):
@@ -157,7 +178,7 @@ def test_results_table_leaves_a_cell_empty_where_an_arm_lacks_a_metric():
         "b_c": {"mcc": {"value": 0.1, "low": 0.0, "high": 0.2}},
     }
     assert results_table(arms) == (
-        "| on the test split | accuracy | mcc |\n"
+        "| answers | accuracy | mcc |\n"
         "| --- | --- | --- |\n"
         "| a | 50.0 [25.0, 75.0] |  |\n"
         "| b c |  | 10.0 [0.0, 20.0] |\n"
@@ -166,5 +187,5 @@ def test_results_table_leaves_a_cell_empty_where_an_arm_lacks_a_metric():
 
 @pytest.mark.parametrize("metrics_given", [{}, {"artefact_bytes": 5}])
 def test_model_card_example_is_python(metrics_given):
-    code = model_card(MANIFEST, metrics_given).split("```python\n")[1].split("```")[0]
+    code = model_card(MANIFEST, metrics_given, "some text").split("```python\n")[1].split("```")[0]
     compile(code, "card", "exec")

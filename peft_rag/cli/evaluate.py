@@ -29,7 +29,9 @@ def add_to(commands: Any) -> None:
 
 def _run(known: argparse.Namespace, rest: Sequence[str]) -> None:
     from peft_rag.cli.progress import write_result
+    from peft_rag.evaluation.bootstrap import in_percent
     from peft_rag.evaluation.overlap import overlap_lines, scores_by_overlap
+    from peft_rag.generation import written_scores
     from peft_rag.refusals import SKIP
     from peft_rag.usable import read_given
 
@@ -44,9 +46,11 @@ def _run(known: argparse.Namespace, rest: Sequence[str]) -> None:
     targets = task.targets(examples)
     answered = model.answer(split, batch_size=known.batch_size, progress="evaluating")
     scores = task.evaluate(answered, targets, examples=examples)
+    scores |= written_scores(model, split, batch_size=known.batch_size, progress="writing")
     for line in usable.left_out.lines(known.data):
         print(line)
-    print(f"in percent on {len(examples):,} examples of {known.data}, 95% bootstrap intervals in brackets")
+    scale = in_percent(name for name, score in scores.items() if not score.percent)
+    print(f"{scale} on {len(examples):,} examples of {known.data}, 95% bootstrap intervals in brackets")
     for name, score in scores.items():
         print(f"{name.ljust(max(map(len, scores)) + 2)}{score}")
     written: dict[str, Any] = {name: score.to_dict() for name, score in scores.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,22 @@ class Score:
         return f"{scale * self.value:.1f} [{scale * self.low:.1f}, {scale * self.high:.1f}]"
 
     def to_dict(self) -> dict[str, float]:
-        return {"value": self.value, "low": self.low, "high": self.high}
+        """Return value and interval; ``percent`` is there, and false, where the score is no share."""
+        plain = {} if self.percent else {"percent": False}
+        return {"value": self.value, "low": self.low, "high": self.high, **plain}
+
+
+def in_percent(plain: Iterable[str]) -> str:
+    """Say how scores are written: in percent, but for those that are no shares.
+
+    >>> in_percent([]), in_percent(["perplexity"])
+    ('in percent', 'in percent (perplexity as it is)')
+
+    Args:
+        plain: names of scores that are no shares, each as often as it likes.
+    """
+    names = ", ".join(dict.fromkeys(plain))
+    return f"in percent ({names} as it is)" if names else "in percent"
 
 
 def unseen(examples: int, level: float = 0.95) -> float:

@@ -257,6 +257,11 @@ class Task(ABC):
         """Return what whoever gave labelled examples should know of them, a line each."""
         return []
 
+    @property
+    def sample(self) -> str | dict[str, Any]:
+        """What a model of this task may be asked, to show how: a bare text, or a record of the fields it takes."""
+        return "some text"
+
     def as_example(self, text: str, identity: str) -> Example:
         """Return a bare text as an example without labels."""
         return Example(identity, text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Self
 
@@ -70,6 +70,12 @@ class Classification(Task):
 
     def _labels(self, record: Record) -> tuple[str, ...]:
         return label_field(record, self.label_field, "--label_field", allow_empty_list=True).values
+
+    @property
+    def sample(self) -> str | dict[str, Any]:
+        if not self.marks:
+            return super().sample
+        return {self.text_field: "Ada met Ben", **dict(zip(self.marks, ([0, 3], [8, 11]), strict=False))}
 
     def as_example(self, text: str, identity: str) -> Example:
         if self.marks:

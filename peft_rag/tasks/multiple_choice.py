@@ -177,6 +177,10 @@ class MultipleChoice(Task):
             f"(0 to {len(choices) - 1}), or name the field with --label_field."
         )
 
+    @property
+    def sample(self) -> dict[str, Any]:
+        return {self.question_field: "Which is it?", self.choices_field: ["this", "that"]}
+
     def as_example(self, text: str, identity: str) -> Example:
         raise DataError(
             f"a bare text has no choices. Give records with '{self.question_field}' and '{self.choices_field}'."

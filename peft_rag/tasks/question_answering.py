@@ -169,6 +169,11 @@ class QuestionAnswering(Task):
         spans = [(begin + len(asked), end + len(asked)) for begin, end in words]
         return replace(about, text=asked + context, spans=(*spans, *[NO_WORD] * (self.context_words - len(spans))))
 
+    @property
+    def sample(self) -> str | dict[str, Any]:
+        context = {} if self.retrieved else {self.context_field: "Ada met Ben in Rome."}
+        return {self.question_field: "Where did Ada meet Ben?", **context}
+
     def as_example(self, text: str, identity: str) -> Example:
         """Return a question on its first line, and its context beneath, as an example without labels."""
         question, _, context = text.strip().partition("\n")

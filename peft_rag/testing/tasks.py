@@ -18,6 +18,7 @@ from peft_rag.fusion.base import Split
 from peft_rag.generation import write
 from peft_rag.methods import resolve
 from peft_rag.model import RetrievalAugmentedModel
+from peft_rag.prediction import asked
 from peft_rag.records import Record
 from peft_rag.tasks.base import Example, Task
 from peft_rag.testing.case import Case
@@ -25,6 +26,7 @@ from peft_rag.testing.fusions import backbone_fingerprint, expect_close, headles
 from peft_rag.testing.methods import MakeBackbone
 
 READ = "records are read with labels and without, each under an id of its own"
+ASKED = "its sample can be read as what a model is asked"
 OPTIONS = "settings and labels survive JSON"
 ROWS = "answers, targets and decisions are as many"
 SUM = "probabilities sum to one"
@@ -83,11 +85,11 @@ def check_task(
 ) -> TaskCheck:
     """Check that a task keeps its promises on a backbone.
 
-    Records are read with labels and without; settings survive JSON; answers, targets and decisions are as many;
-    probabilities sum to one and the loss is their mean negative logarithm; right answers score 1 and decode to what
-    they are right about, or a text that is written does not depend on its batch; an answer does not depend on its
-    batch; training lowers the loss, gives a gradient to every trained tensor and changes nothing of the backbone; the
-    trained tensors in a fresh model give the same answers.
+    Records are read with labels and without, and so is the task's sample; settings survive JSON; answers, targets and
+    decisions are as many; probabilities sum to one and the loss is their mean negative logarithm; right answers score
+    1 and decode to what they are right about, or a text that is written does not depend on its batch; an answer does
+    not depend on its batch; training lowers the loss, gives a gradient to every trained tensor and changes nothing of
+    the backbone; the trained tensors in a fresh model give the same answers.
 
     Args:
         task: as a user makes it, knowing no labels yet.
@@ -107,6 +109,7 @@ def check_task(
     examples = _check_reading(case)
     learned = task.with_labels_of(examples)
     model = case.model(learned)
+    _check_sample(case, model.task)
     _check_settings(case, model.task)
     _check_decoding(case, model, examples)
     _check_answers(case, model, examples)
@@ -125,6 +128,13 @@ def _check_reading(case: _Case) -> list[Example]:
         if len({example.id for example in examples}) != len(case.records):
             raise ConformanceError(f"{READ}: {len(case.records)} records do not give as many examples of different ids")
     return examples
+
+
+def _check_sample(case: _Case, task: Task) -> None:
+    with case.property(ASKED):
+        [example] = asked(task, [task.sample])
+        if example.labels is not None:
+            raise ConformanceError(f"{ASKED}: {task.sample!r} is read with the answer {example.labels}")
 
 
 def _check_settings(case: _Case, task: Task) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from peft_rag import RetrievalAugmentedModel
+from peft_rag.records import read_records
 from tests.cli.conftest import Run
 from tests.conftest import FILLER, WORDS, write_jsonl
 
@@ -93,6 +95,14 @@ def test_task_is_trained_predicts_and_is_evaluated(
     predicted = [json.loads(line) for line in lines.splitlines()]
     assert (status, len(predicted)) == (0, 24)
     assert set(predicted[0]) == {"text", "probability", *said}
+
+    model = RetrievalAugmentedModel.from_pretrained(out)
+    records = [json.loads(line) for line in Path(test).read_text().splitlines()]
+    asked = [{name: value for name, value in record.items() if name not in ("label", "tags")} for record in records]
+    read = model.task.read(read_records(test), labelled=False)
+    assert [one.labels for one in model.predict(asked)] == [one.labels for one in model.predict(read)]
+    card = (Path(out) / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    exec(card.replace("this-folder-or-hub-id", out), {})
 
     status, table, _ = peft_rag("evaluate", out, "--data", test)
     assert status == 0
