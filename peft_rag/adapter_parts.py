@@ -24,7 +24,7 @@ class AdapterParts(nn.Module):
         source: the backbone.
         adapter: name of the active adapter.
         saved_as: fingerprint of what an adapter was loaded from, while its weights are still those.
-        measured: the measurements that an adapter was loaded with, while its weights are still those.
+        measured: the measurements that an adapter was loaded with, while it still answers as it did then.
     """
 
     source: Backbone
@@ -59,7 +59,7 @@ class AdapterParts(nn.Module):
     def fusion(self, fusion: Fusion) -> None:
         self.fusions[self.adapter] = fusion
         self.gates.pop(self.adapter, None)
-        self.memories.pop(self.adapter, None)
+        self._answers_otherwise()
 
     @property
     def knowledge(self) -> Knowledge | None:
@@ -69,7 +69,7 @@ class AdapterParts(nn.Module):
     @knowledge.setter
     def knowledge(self, knowledge: Knowledge | None) -> None:
         self.knowledges[self.adapter] = knowledge
-        self.memories.pop(self.adapter, None)
+        self._answers_otherwise()
 
     @property
     def max_length(self) -> int:
@@ -126,6 +126,10 @@ class AdapterParts(nn.Module):
 
     def forget(self) -> None:
         """Drop what was known of the active adapter's weights; needed after these have changed."""
-        self.memories.pop(self.adapter, None)
         self.saved_as.pop(self.adapter, None)
+        self._answers_otherwise()
+
+    def _answers_otherwise(self) -> None:
+        """Drop what rests on the active adapter's answers: what was remembered of them, and what was measured."""
+        self.memories.pop(self.adapter, None)
         self.measured.pop(self.adapter, None)

@@ -17,7 +17,7 @@ from peft_rag.artefact_files import (
     read_metrics,
     write_manifest,
 )
-from peft_rag.errors import ArtefactError, BrokenPluginError, FingerprintError, MethodError
+from peft_rag.errors import ArtefactError, BrokenPluginError, MethodError
 from peft_rag.files import new_folder, sha256_of_json, write_json, write_text
 from peft_rag.hub import hub_forbidden, hub_reachable
 from peft_rag.versions import versions
@@ -25,7 +25,7 @@ from peft_rag.versions import versions
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from peft_rag.backbone import Backbone
+    from peft_rag.artefact_sources import Sources
     from peft_rag.corpus import Corpus
     from peft_rag.fusion.base import Fusion
     from peft_rag.knowledge import Knowledge
@@ -107,6 +107,7 @@ def load(
     *,
     corpus: str | Corpus | None = None,
     backbone: str | None = None,
+    encoder: str | None = None,
     allow_backbone_mismatch: bool = False,
     allow_corpus_mismatch: bool = False,
     revision: str | None = None,
@@ -117,6 +118,7 @@ def load(
         source: folder, or hub id.
         corpus: where the corpus lies now, or the corpus itself; by default where it lay when training.
         backbone: where the backbone lies now; by default as it was named when training.
+        encoder: where the sentence encoder lies now; by default as it was named when training.
         allow_backbone_mismatch: load on another backbone all the same.
         allow_corpus_mismatch: use another corpus all the same; documents may be added or replaced.
         revision: of a hub artefact.
@@ -127,7 +129,7 @@ def load(
     """
     from peft import PeftModel
 
-    from peft_rag.backbone import load_backbone
+    from peft_rag.artefact_sources import Sources
     from peft_rag.methods import quiet_peft, resolve
     from peft_rag.model import RetrievalAugmentedModel
 
@@ -135,13 +137,13 @@ def load(
     manifest = read_manifest(folder)
     head = _plugin("tasks", manifest["task"]).backbone_head
     resolve(manifest["method"]["name"])
-    found = load_backbone(backbone or manifest["backbone"]["name"], head=head)
-    _check_backbone(found, manifest["backbone"], allow_backbone_mismatch)
-    parts = _parts(manifest, found.tokenizer, corpus, allow_corpus_mismatch)
+    sources = Sources(corpus, backbone, encoder, allow_backbone_mismatch, allow_corpus_mismatch)
+    found = sources.find_backbone(manifest["backbone"], head)
+    parts = _parts(manifest, found.tokenizer, sources)
     model = RetrievalAugmentedModel(found, *parts[:3], max_length=parts[3])
     with quiet_peft():
         model.backbone = PeftModel.from_pretrained(found.model, str(folder))
-    _fill(model, folder, manifest)
+    _fill(model, folder, manifest, sources)
     return model
 
 
@@ -151,6 +153,7 @@ def load_beside(
     source: str,
     *,
     corpus: str | Corpus | None = None,
+    encoder: str | None = None,
     allow_backbone_mismatch: bool = False,
     allow_corpus_mismatch: bool = False,
     revision: str | None = None,
@@ -162,6 +165,7 @@ def load_beside(
         name: what the adapter is called.
         source: folder, or hub id.
         corpus: where its corpus lies now, or the corpus itself; by default where it lay when training.
+        encoder: where its sentence encoder lies now; by default as it was named when training.
         allow_backbone_mismatch: load on another backbone all the same.
         allow_corpus_mismatch: use another corpus all the same.
         revision: of a hub artefact.
@@ -171,6 +175,7 @@ def load_beside(
         ConfigError: the name cannot be one of an adapter.
         MethodError: the name is taken, or the artefact was trained by another method than the model's.
     """
+    from peft_rag.artefact_sources import Sources
     from peft_rag.methods import quiet_peft
     from peft_rag.methods.attachment import check_adapter_name, unchanged_on_error
 
@@ -185,18 +190,17 @@ def load_beside(
             "Load it as a model of its own."
         )
     check_adapter_name(name, model.backbone, model.backbone.active_peft_config.peft_type)
-    _check_backbone(model.source, manifest["backbone"], allow_backbone_mismatch)
-    parts = _parts(manifest, model.tokenizer, corpus, allow_corpus_mismatch)
+    sources = Sources(corpus, None, encoder, allow_backbone_mismatch, allow_corpus_mismatch)
+    sources.check_backbone(model.source, manifest["backbone"])
+    parts = _parts(manifest, model.tokenizer, sources)
     with unchanged_on_error(model):
         with quiet_peft():
             model.backbone.load_adapter(str(folder), adapter_name=name)
         model.give_parts(name, *parts)
-        _fill(model, folder, manifest)
+        _fill(model, folder, manifest, sources)
 
 
-def _parts(
-    manifest: Mapping[str, Any], tokenizer: Any, corpus: str | Corpus | None, allow_corpus_mismatch: bool
-) -> tuple[Task, Fusion, Knowledge | None, int]:
+def _parts(manifest: Mapping[str, Any], tokenizer: Any, sources: Sources) -> tuple[Task, Fusion, Knowledge | None, int]:
     """Return task, fusion, knowledge and window as an artefact describes them."""
     from peft_rag.fusion.fallback import check_gate
 
@@ -204,16 +208,15 @@ def _parts(
     fusion: Fusion = _plugin("fusions", manifest["fusion"])
     gate = check_gate(manifest["fusion"].get("gate", 1.0))
     retrieves = gate > 0 and fusion.counts and (fusion.needs_labels or fusion.neighbours_wanted > 0)
-    wanted = retrieves or fusion.needs_vectors or corpus is not None
-    knowledge = _knowledge(manifest, task, corpus, allow_corpus_mismatch) if wanted else None
+    wanted = retrieves or fusion.needs_vectors or sources.corpus is not None
+    knowledge = sources.find_knowledge(manifest["knowledge"], task) if wanted else None
     return task, fusion, knowledge, int(manifest["backbone"]["max_length"])
 
 
-def _fill(model: RetrievalAugmentedModel, folder: Path, manifest: Mapping[str, Any]) -> None:
+def _fill(model: RetrievalAugmentedModel, folder: Path, manifest: Mapping[str, Any], sources: Sources) -> None:
     """Give the active adapter its head, what its fusion and queries have learned, and its facts; freeze everything."""
     from safetensors.torch import load_file
 
-    from peft_rag.knowledge import make_encoder
     from peft_rag.long_prompts import restore_long_inputs
     from peft_rag.methods import AttachReport
     from peft_rag.query_tower.tower import QueryTower
@@ -234,15 +237,24 @@ def _fill(model: RetrievalAugmentedModel, folder: Path, manifest: Mapping[str, A
     model.fusions[name] = model.fusion.with_tensors(_part(state, _FITTED))
     if manifest.get("long_inputs"):
         learned = {key: tensor.numpy() for key, tensor in _part(state, _LONG).items()}
-        encoder = make_encoder(manifest["long_inputs"]["encoder"])
+        encoder = sources.make_encoder(manifest["long_inputs"]["encoder"])
         model.long_inputs[name] = restore_long_inputs(manifest["long_inputs"], learned, encoder, model.tokenizer)
     if tower is not None and model.knowledge is not None:
         model.search_with(QueryTower.restored(model.knowledge, tower, folder / TOWER))
     about = [manifest["files"], manifest["task"], manifest.get("long_inputs"), model.source.fingerprint]
     model.saved_as[name] = sha256_of_json(about)
-    model.measured[name] = read_metrics(folder)
+    model.measured[name] = read_metrics(folder) if _is_as_measured(model, manifest) else {}
     model.requires_grad_(False)
     model.eval()
+
+
+def _is_as_measured(model: RetrievalAugmentedModel, manifest: Mapping[str, Any]) -> bool:
+    """Say whether a model answers as it did when it was measured: on the same backbone, out of the same corpus."""
+    if model.source.fingerprint != manifest["backbone"]["fingerprint"]:
+        return False
+    return (
+        model.knowledge is None or model.knowledge.corpus.fingerprint == manifest["knowledge"]["corpus"]["fingerprint"]
+    )
 
 
 def locate(source: str, revision: str | None = None) -> Path:
@@ -299,70 +311,4 @@ def _name_of(command: str, plugin: Any) -> str:
     raise ArtefactError(
         f"{target} is not registered under any name, so the artefact could not be loaded again. "
         f"Give it an entry point in the group {GROUPS[command].entry_points}."
-    )
-
-
-def _check_backbone(found: Backbone, expected: Mapping[str, Any], allowed: bool) -> None:
-    if found.fingerprint != expected["fingerprint"] and not allowed:
-        raise FingerprintError(
-            f"this artefact was trained on backbone '{expected['name']}' {expected['fingerprint'][:19]}…, but "
-            f"'{found.name}' is {found.fingerprint[:19]}…. Load it with the backbone it names, or pass "
-            "allow_backbone_mismatch=True (--allow_backbone_mismatch)."
-        )
-
-
-def _knowledge(manifest: Mapping[str, Any], task: Task, corpus: str | Corpus | None, allowed: bool) -> Knowledge:
-    """Read corpus and retriever again and check that they are what the artefact was trained with."""
-    from dataclasses import asdict, replace
-
-    from peft_rag.corpus import Corpus
-    from peft_rag.data import as_fields, read_corpus
-    from peft_rag.knowledge import Knowledge, make_retriever
-
-    stored = manifest["knowledge"]
-    if stored is None:
-        raise ArtefactError("this artefact was saved without a corpus, but its fusion retrieves. Save it with one.")
-    fields = as_fields(stored["corpus"])
-    if isinstance(corpus, Corpus):
-        documents = corpus
-    else:
-        fields = replace(fields, source=corpus or fields.source)
-        documents = read_corpus(fields, task)
-    exchanged = documents.fingerprint != stored["corpus"]["fingerprint"]
-    if exchanged and not allowed:
-        raise FingerprintError(_another_corpus(stored["corpus"], documents, fields.source))
-    about = stored["retriever"]
-    retriever = make_retriever(about["name"], about["encoder"], about["options"], fields.source)
-    if retriever.fingerprint_for(stored["corpus"]["fingerprint"]) != about["fingerprint"]:
-        raise FingerprintError(
-            f"this artefact was trained with another version of encoder '{about['encoder']}' or of retriever "
-            f"'{about['name']}'. Install the model it names, or train again."
-        )
-    return Knowledge(
-        documents,
-        retriever,
-        about["name"],
-        about["encoder"],
-        about["options"],
-        asdict(fields) | {"exchanged": exchanged or stored["corpus"].get("exchanged", False)},
-        min_score=stored.get("min_score"),
-        leak_threshold=stored.get("leak_threshold", 0.0),
-    )
-
-
-def _another_corpus(trained: Mapping[str, Any], found: Corpus, source: str) -> str:
-    """Say that a corpus is not the one an artefact was trained with; an index of the same name has been changed."""
-    from peft_rag.retrieval.stored import is_index
-
-    before, now = trained["fingerprint"][:19], found.fingerprint[:19]
-    way_out = "or pass allow_corpus_mismatch=True (--allow_corpus_mismatch)."
-    if is_index(source) and source == trained["source"]:
-        return (
-            f"the index '{source}' has been changed since this artefact was trained with it: it held "
-            f"{trained['documents']:,} documents ({before}…) then and holds {len(found):,} ({now}…) now. Name a copy "
-            f"of the index as it was (--corpus), train again, {way_out}"
-        )
-    return (
-        f"this artefact was trained with a corpus of {trained['documents']:,} documents ({before}…), but "
-        f"'{found.name}' has {len(found):,} ({now}…). Name the corpus it was trained with (--corpus), {way_out}"
     )

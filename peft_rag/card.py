@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from peft_rag.backbone_name import BackboneName
 from peft_rag.evaluation.bootstrap import Score, in_percent
 from peft_rag.evaluation.overlap import overlap_lines
 
@@ -60,13 +63,20 @@ def _front_matter(manifest: Mapping[str, Any], metrics: Mapping[str, Any]) -> st
     lines = [
         "---",
         "library_name: peft",
-        f"base_model: {manifest['backbone']['name']}",
+        *_base_model(manifest["backbone"]["name"]),
         f"pipeline_tag: {manifest['task']['name']}",
         "tags: [peft-rag, retrieval-augmented, " + manifest["method"]["name"] + "]",
     ]
     if metrics.get("test"):
         lines.append("metrics: [" + ", ".join(metrics["test"]) + "]")
     return "\n".join([*lines, "---", ""])
+
+
+def _base_model(name: str) -> list[str]:
+    """Return the line that names the backbone where it is one of the hub, which refuses cards that name another."""
+    place = BackboneName.parse(name).place
+    of_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", place) and not Path(place).exists()
+    return [f"base_model: {place}"] if of_hub else []
 
 
 def _results(metrics: Mapping[str, Any]) -> str:

@@ -238,6 +238,9 @@ def from_mapping(settings: Mapping[str, Any], where: str = "the configuration") 
                 )
             options.setdefault(part, {})[option] = as_number(value)
         elif name in PARTS and isinstance(value, Mapping):
+            unnamed = [key for key in value if not isinstance(key, str)]
+            if unnamed:
+                raise ConfigError(f"{where}: {name} has an option {unnamed[0]!r}, but options go by names.")
             rest = {key: as_number(entry) for key, entry in value.items()}
             if "name" in rest:
                 chosen[name] = _coerced(name, rest.pop("name"), ours[name].default, where)

@@ -70,12 +70,13 @@ def new_folder(target: Path) -> Iterator[Path]:
         target: the folder to make; it may exist only if it is empty.
 
     Raises:
-        ArtefactError: ``target`` already holds something.
+        ArtefactError: ``target`` already holds something, or cannot be made there.
     """
     refuse_nonempty(target)
     place = Path(os.path.realpath(target))
-    place.parent.mkdir(parents=True, exist_ok=True)
-    working = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}."))
+    with making(target):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        working = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}."))
     try:
         yield working
         for path in (*working.rglob("*"), working):
@@ -89,10 +90,25 @@ def new_folder(target: Path) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def making(target: Path) -> Iterator[None]:
+    """Say of a place in which nothing can be made that it is such a one."""
+    try:
+        yield
+    except OSError as error:
+        in_the_way = isinstance(error, (FileExistsError, NotADirectoryError))
+        why = "a file stands in its way" if in_the_way else error.strerror or error
+        raise ArtefactError(
+            f"output '{target}' cannot be made: {why}. Name a folder in a place that can be written to."
+        ) from error
+
+
 def refuse_nonempty(target: Path) -> None:
     """Raise when an output folder already holds something, so that nothing is ever overwritten."""
     if target.is_file():
         raise ArtefactError(f"output '{target}' is a file. Name a folder that does not exist yet.")
+    if target.exists() and not target.is_dir():
+        raise ArtefactError(f"output '{target}' is there, and is no folder. Name one that does not exist yet.")
     if target.is_dir():
         held = sorted(path.name for path in target.iterdir())
         if held:

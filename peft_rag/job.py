@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from peft_rag.combinations import check_backbone, check_corpus, check_neighbours, check_query_tower, check_task
 from peft_rag.config import WITHIN_DOCUMENT, RunConfig
 from peft_rag.data import Splits, read_splits, without
+from peft_rag.errors import ConfigError
 from peft_rag.evaluation.overlap import overlap_lines
 from peft_rag.measuring import (
     found_lines,
@@ -347,6 +348,8 @@ def read_data(config: RunConfig) -> Splits:
 
 
 def _task_options(config: RunConfig) -> dict[str, Any]:
+    if "labels" in config.part_options("task"):
+        raise ConfigError("task.labels is no option: labels are those of the training data. Leave it out.")
     known = {entry.name for entry in fields(load(TASKS, config.task))}
     shared = ("text_field", "label_field", "id_field", "group_field")
     return {name: getattr(config, name) for name in shared if name in known} | config.part_options("task")

@@ -203,13 +203,29 @@ def words_field(record: Record, name: str, flag: str, *, spaces: bool = False) -
 
 def _field(record: Record, name: str, flag: str, likely: Callable[[], str]) -> Any:
     if name not in record.fields:
-        found = ", ".join(sorted(record.fields)) or "no field at all"
+        found = ", ".join(map(_as_written, sorted(record.fields))) or "no field at all"
         raise DataError(
-            f"{record.where}: field '{name}' is missing (found: {found}). Name the field with {flag} {likely()}."
+            f"{record.where}: field '{name}' is missing (found: {found}). {_separated(record)}Name the field with "
+            f"{flag} {_as_written(likely())}."
         )
     if record.fields[name] is None:
         raise DataError(f"{record.where}: field '{name}' is null. Remove the record or give it a value.")
     return record.fields[name]
+
+
+def _as_written(name: str) -> str:
+    """Write the name of a field, in quotes where a reader would not see all of it or a shell not take it as it is."""
+    return name if re.fullmatch(r"[\w.-]+", name) else repr(name)
+
+
+def _separated(record: Record) -> str:
+    """Say of a table of one column that others may be hidden in its name."""
+    only = next(iter(record.fields)) if len(record.fields) == 1 else ""
+    marks = [mark for mark in ";\t|" if mark in only]
+    if not marks or not record.source.lower().endswith((".csv", ".tsv")):
+        return ""
+    wanted = "commas" if record.source.lower().endswith(".csv") else "tabs"
+    return f"Its columns seem to be separated by {marks[0]!r}, but here {wanted} do that: convert it. "
 
 
 def _likely_text(record: Record) -> str:

@@ -65,17 +65,22 @@ def read_lines(path: Path, refuse: Refuse | None = None) -> Iterator[str]:
         DataError: a line is not in UTF-8, or holds a NUL byte; or the file is UTF-16.
         OSError: it cannot be opened.
     """
-    refuse = refuse or _raise
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
-                raise DataError(f"{path.name} line 1: the file is UTF-16, not UTF-8. {_iconv(path, 'UTF-16')}")
-            try:
-                text = _decode(path, number, line)
-            except DataError as error:
-                refuse(number, error)
-                text = "\n"
-            yield text
+        yield from decoded_lines(file, path, refuse)
+
+
+def decoded_lines(file: Iterable[bytes], path: Path, refuse: Refuse | None = None) -> Iterator[str]:
+    """Yield lines of bytes as `read_lines` does, which come from a file of that name, or from what has no suffix."""
+    refuse = refuse or _raise
+    for number, line in enumerate(file, start=1):
+        if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise DataError(f"{path.name} line 1: this is UTF-16, not UTF-8. {_iconv(path, 'UTF-16')}")
+        try:
+            text = _decode(path, number, line)
+        except DataError as error:
+            refuse(number, error)
+            text = "\n"
+        yield text
 
 
 def _raise(line: int, error: DataError) -> None:
@@ -87,7 +92,7 @@ def _decode(path: Path, number: int, line: bytes) -> str:
     if b"\0" in line:
         raise DataError(
             f"{path.name} line {number:,}: a NUL byte at byte {line.index(0) + 1:,} of the line, so this is no text "
-            f"file or a damaged one. Remove it with: tr -d '\\000' < {path.name} > clean{path.suffix}"
+            f"file or a damaged one. Remove it with: tr -d '\\000'{_into(path, 'clean', ' <')}"
         )
     try:
         text = line.decode()
@@ -100,7 +105,12 @@ def _decode(path: Path, number: int, line: bytes) -> str:
 
 
 def _iconv(path: Path, encoding: str) -> str:
-    return f"Convert it with iconv: iconv -f {encoding} -t UTF-8 {path.name} > utf8{path.suffix}"
+    return f"Convert it with iconv: iconv -f {encoding} -t UTF-8{_into(path, 'utf8')}"
+
+
+def _into(path: Path, name: str, sign: str = "") -> str:
+    """Return the end of a command that reads a file and writes another; a stream, which has no suffix, needs none."""
+    return f"{sign} {path.name} > {name}{path.suffix}" if path.suffix else ""
 
 
 def _json_lines(name: str, lines: Iterable[str], refuse: Refuse) -> Iterator[Row]:

@@ -45,7 +45,13 @@ _DEFAULTS: dict[str, Any] = {
     "dataloader_pin_memory": False,
     "ddp_find_unused_parameters": False,
 }
-_COUNTS = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+_COUNTS = {
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "dataloader_num_workers": 0,
+    "max_steps": -1,
+}
 _SIZES = {"learning_rate", "num_train_epochs", "weight_decay", "max_grad_norm"}
 _LESS_IS_BETTER = {"loss", "ece", "perplexity"}
 _NOT_OURS = {
@@ -120,8 +126,9 @@ def training_arguments(
 
 def _check_values(chosen: dict[str, Any]) -> None:
     """Raise `ConfigError` on values that transformers takes and fails on later, or trains nothing with."""
-    for name in _COUNTS:
-        check_count(name, chosen[name], 1)
+    for name, least in _COUNTS.items():
+        if name in chosen:
+            check_count(name, chosen[name], least)
     for name in _SIZES & set(chosen):
         value = chosen[name]
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
@@ -174,6 +181,11 @@ def train(
         if _untrained_by_choice(model):
             say(f"method '{model.reports[model.adapter].method}' leaves nothing to train: the backbone writes as it is")
             return TrainingReport(0.0, 0.0, 0, 0)
+        if model.reports:
+            raise TrainingError(
+                f"nothing is trainable: adapter '{model.adapter}' is frozen, as one is that was loaded. Train another "
+                "beside it (model.add_adapter), or set requires_grad_ on what is to be trained."
+            )
         raise TrainingError("nothing is trainable: attach a method first (model.attach('lora')).")
     model.gates.pop(model.adapter, None)  # chosen for the weights as they were
     learned, checked = (dropout or RetrievalDropout()).rows(model, train_split), None
@@ -188,6 +200,14 @@ def train(
     seen = len(train_split) * result.metrics.get("epoch", arguments.num_train_epochs)
     best = int(trainer.state.best_global_step or 0) if arguments.load_best_model_at_end else 0
     return TrainingReport(seconds, seen / seconds, int(trainer.state.global_step), best)
+
+
+def _try_optimiser(trainer: ExamplesTrainer) -> None:
+    """Make optimiser and schedule once and let them go, so that what they refuse is known before training."""
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:  # these make their own
+        return
+    trainer.create_optimizer_and_scheduler(num_training_steps=1)
+    trainer.optimizer = trainer.lr_scheduler = None
 
 
 def _trainer(
@@ -208,7 +228,8 @@ def _trainer(
             data_collator=model.collate,
             callbacks=[EarlyStoppingCallback(early_stopping_patience)] if early_stopping_patience else [],
         )
-    except (RuntimeError, ValueError, ImportError) as error:  # e.g. a package that report_to names is not installed
+        _try_optimiser(trainer)
+    except (RuntimeError, ValueError, TypeError, ImportError) as error:  # e.g. a package of report_to is not installed
         raise _refused(error) from error
     for shipped in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(shipped)

@@ -12,7 +12,7 @@ from typing import Any
 from peft_rag.config import RunConfig
 from peft_rag.contents import SOURCES, content_hash, held_by
 from peft_rag.errors import ArtefactError, ConfigError, PeftRagError
-from peft_rag.files import refuse_nonempty, write_json
+from peft_rag.files import making, refuse_nonempty, write_json
 
 _HELD = "content_hashes"
 
@@ -24,7 +24,8 @@ def working_folder(config: RunConfig, output: Path, *, main: bool) -> Iterator[P
     working = named.with_name(named.name + ".partial")
     if main:
         refuse_nonempty(output)
-        _claim(config, working)
+        with making(output):
+            _claim(config, working)
     try:
         yield working
     except PeftRagError:

@@ -300,10 +300,10 @@ def test_predictions_stay_in_line_with_their_records(
     assert "4 of 12 records left out" in table
     assert "in percent on 8 examples" in table
 
-    monkeypatch.setattr("sys.stdin", io.StringIO("iron and tin\n" + "iron " * 80 + "\nand\n"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"iron and tin\n" + b"iron " * 80 + b"\nand\n")))
     status, lines, _ = peft_rag("predict", soiled["output"], "-", "--on-bad-record", "skip")
     assert [set(json.loads(line)) == {"error"} for line in lines.splitlines()] == [False, True, False]
-    monkeypatch.setattr("sys.stdin", io.StringIO("iron " * 80))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"iron " * 80)))
     status, _, error = peft_rag("predict", soiled["output"], "-", "--on-bad-record", "skip")
     assert (status, "standard input: no record is left of 1" in error) == (2, True)
 

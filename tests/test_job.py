@@ -416,6 +416,12 @@ def test_best_weights_are_those_of_the_lowest_error_where_less_is_better(
         ),
         ({"lr_scheduler_type": "zigzag"}, "transformers refuses the training options"),
         ({"report_to": "nowhere"}, "transformers refuses the training options: nowhere is not supported"),
+        ({"max_steps": 1.5}, "max_steps must be a whole number of at least -1, but is 1.5"),
+        ({"dataloader_num_workers": -1}, "dataloader_num_workers must be a whole number of at least 0"),
+        ({"adam_beta1": 2}, "transformers refuses the training options: Invalid beta parameter"),
+        ({"optim_args": "abc"}, "transformers refuses the training options: "),
+        ({"lr_scheduler_kwargs": "abc"}, "transformers refuses the training options: "),
+        ({"fusion": {"name": "knn", 1: 2}}, "fusion has an option 1, but options go by names"),
         (
             {"per_device_train_batch_size": 0},
             "per_device_train_batch_size must be a whole number of at least 1, but is 0.",

@@ -45,7 +45,7 @@ LAYERS = [
     {"attribution", "encoding", "reading", "explanation"},
     {"backbone", "methods"},
     {"knowledge", "language_model", "schema_writing", "writer"},
-    {"frozen_features", "generation", "query_tower", "remembering"},
+    {"artefact_sources", "frozen_features", "generation", "query_tower", "remembering"},
     {"adapter_parts"},
     {"model"},
     {"card", "examples_trainer"},

@@ -219,7 +219,7 @@ def test_wrong_encoding_is_named_with_line_and_byte(here, mark):
 def test_utf_16_and_nul_bytes_are_refused(here):
     write(here / "a.jsonl", '{"text": "a"}\n'.encode("utf-16"))
     assert failure("a.jsonl") == (
-        "a.jsonl line 1: the file is UTF-16, not UTF-8. "
+        "a.jsonl line 1: this is UTF-16, not UTF-8. "
         "Convert it with iconv: iconv -f UTF-16 -t UTF-8 a.jsonl > utf8.jsonl"
     )
     write(here / "b.csv", b"text\nok\nn\0o\n")
@@ -342,6 +342,16 @@ def record(**values):
     return Record(values, "data/train.jsonl", 4112)
 
 
+@pytest.mark.parametrize(
+    ("suffix", "mark", "wanted"), [("csv", ";", "commas"), ("csv", "\t", "commas"), ("tsv", "|", "tabs")]
+)
+def test_a_table_of_one_column_may_be_separated_by_something_else(here, suffix, mark, wanted):
+    write(here / f"a.{suffix}", f"text{mark}label\na{mark}b\n".encode())
+    with pytest.raises(DataError) as caught:
+        text_field(read_records(f"a.{suffix}")[0], "text", "--text_field")
+    assert f"Its columns seem to be separated by {mark!r}, but here {wanted} do that: convert it. " in str(caught.value)
+
+
 def test_text_field_returns_the_text():
     assert text_field(record(text=" a "), "text", "--text_field") == " a "
 
@@ -360,6 +370,10 @@ def test_text_field_returns_the_text():
         (
             {"id": 1},
             "field 'text' is missing (found: id). Name the field with --text_field NAME.",
+        ),
+        (
+            {" text": "some", "a;b": "x"},
+            "field 'text' is missing (found: ' text', 'a;b'). Name the field with --text_field ' text'.",
         ),
         ({}, "field 'text' is missing (found: no field at all). Name the field with --text_field NAME."),
         ({"text": None}, "field 'text' is null. Remove the record or give it a value."),

@@ -147,6 +147,25 @@ def test_model_card_begins_with_front_matter_the_hub_reads():
     }
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("some/backbone", "some/backbone"),
+        ("4bit:some/backbone", "some/backbone"),
+        ("warm:some/backbone", "some/backbone"),
+        ("gemma-3-270m", None),
+        ("runs/here", None),
+        ("/data/a: b #c", None),
+    ],
+)
+def test_model_card_names_a_base_model_only_of_the_hub(name, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/here").mkdir(parents=True)
+    card = model_card(MANIFEST | {"backbone": {"name": name}}, {}, "some text")
+    assert yaml.safe_load(card.split("---\n", 2)[1]).get("base_model") == said
+    assert f"frozen backbone `{name}`" in card
+
+
 def test_model_card_states_results_costs_labels_and_corpus():
     card = model_card(
         MANIFEST, measured(test="t.jsonl") | {"artefact_bytes": 612_345, "peak_memory_bytes": 1.5e9}, "hi"

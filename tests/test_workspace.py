@@ -7,6 +7,7 @@ import pytest
 
 from peft_rag.config import RunConfig
 from peft_rag.errors import ArtefactError, ConfigError, TrainingError
+from peft_rag.files import new_folder
 from peft_rag.workspace import working_folder
 
 
@@ -135,6 +136,24 @@ def test_output_that_holds_something_is_refused_before_anything_is_made(config, 
     ):
         raise AssertionError("the run must not begin")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_output_where_nothing_can_be_made_is_refused_before_anything_is_trained(config, tmp_path):
+    (tmp_path / "file").touch()
+    for output, said in (
+        (
+            tmp_path / "file/out",
+            "cannot be made: a file stands in its way. Name a folder in",
+        ),
+        (Path("/dev/null"), "'/dev/null' is there, and is no folder"),
+    ):
+        with pytest.raises(ArtefactError, match=said), working_folder(config, output, main=True):
+            raise AssertionError("the run must not begin")
+    with (
+        pytest.raises(ArtefactError, match="a file stands in its way"),
+        new_folder(tmp_path / "file/out"),
+    ):
+        raise AssertionError("the block must not begin")
 
 
 def test_output_may_be_the_current_folder_when_it_is_empty(config, tmp_path, monkeypatch):

@@ -35,7 +35,16 @@ def _run(known: argparse.Namespace, rest: Sequence[str]) -> None:
     from peft_rag.refusals import SKIP
     from peft_rag.usable import read_given
 
-    known_flags = ["--data", "--corpus", "--backbone", "--text-field", "--label-field", "--output", "--batch-size"]
+    known_flags = [
+        "--data",
+        "--corpus",
+        "--backbone",
+        "--encoder",
+        "--text-field",
+        "--label-field",
+        "--output",
+        "--batch-size",
+    ]
     refuse(rest, [*known_flags, "--on-bad-record"])
     given = read_given(known.data, skip=known.on_bad_record == SKIP)
     model = load_artefact(known)

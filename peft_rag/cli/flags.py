@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from peft_rag.errors import ConfigError
 
 
-def read_flags(words: Sequence[str]) -> dict[str, str]:
+def read_flags(words: Sequence[str], valued: Collection[str] = ()) -> dict[str, str]:
     """Turn the words of a command line into names and values; dashes and underscores in names are the same.
 
     >>> read_flags(["--learning-rate", "3e-4", "--method.r=4", "--resume"])
     {'learning_rate': '3e-4', 'method.r': '4', 'resume': 'true'}
 
+    Args:
+        words: of the command line.
+        valued: names of flags that are no switches, and cannot stand alone.
+
     Raises:
-        ConfigError: a word is neither a flag nor the value of one, or a flag is given twice.
+        ConfigError: a word is neither a flag nor the value of one, a flag lacks its value, or is given twice.
     """
     flags: dict[str, str] = {}
     place = 0
@@ -28,6 +32,8 @@ def read_flags(words: Sequence[str]) -> dict[str, str]:
             follows = place < len(words) and not words[place].startswith("--")
             value = words[place] if follows else "true"
             place += int(follows)
+            if not follows and name.replace("-", "_") in valued:
+                raise ConfigError(f"--{name} stands alone, but needs a value behind it.")
         name = name.replace("-", "_")
         if name in flags:
             raise ConfigError(f"--{name} is given twice. Keep one.")

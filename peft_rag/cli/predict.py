@@ -26,6 +26,7 @@ def add_artefact_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("artefact", help="folder that peft-rag train made, or a hub id")
     parser.add_argument("--corpus", help="where the corpus lies now, if not where it lay in training")
     parser.add_argument("--backbone", help="where the backbone lies now, if not as it was named in training")
+    parser.add_argument("--encoder", help="where the sentence encoder lies now, if not as it was named in training")
     parser.add_argument(
         "--allow-backbone-mismatch",
         "--allow_backbone_mismatch",
@@ -69,6 +70,7 @@ def load_artefact(known: argparse.Namespace) -> RetrievalAugmentedModel:
         known.artefact,
         corpus=known.corpus,
         backbone=known.backbone,
+        encoder=known.encoder,
         allow_backbone_mismatch=known.allow_backbone_mismatch,
         allow_corpus_mismatch=known.allow_corpus_mismatch,
     )
@@ -101,19 +103,25 @@ def read_for(model: RetrievalAugmentedModel, task: Task, given: Given, *, labell
 def _typed(model: RetrievalAugmentedModel, task: Task, *, skip: bool) -> Usable:
     """Read the texts that were typed, a line each; blank ones are none."""
     from peft_rag.errors import DataError
+    from peft_rag.text_files import decoded_lines
     from peft_rag.usable import Usable
 
     examples: list[Example] = []
     lines: list[int] = []
     refused: list[tuple[int, str]] = []
-    for number, text in enumerate(line.rstrip("\n") for line in sys.stdin if line.strip()):
-        try:
-            examples.append(task.as_example(text, str(number)))
-            lines.append(number)
-        except DataError as error:
-            if not skip:
-                raise
-            refused.append((number, str(error)))
+
+    def refuse_line(number: int, error: DataError) -> None:
+        if not skip:
+            raise error
+        refused.append((number, str(error)))
+
+    for number, line in enumerate(decoded_lines(sys.stdin.buffer, Path("standard input"), refuse_line), start=1):
+        if line.strip():
+            try:
+                examples.append(task.as_example(line.rstrip("\n"), str(number)))
+                lines.append(number)
+            except DataError as error:
+                refuse_line(number, error)
     return _readable(model, Usable(examples, lines, refused), "standard input", skip=skip)
 
 
@@ -166,7 +174,16 @@ def _run(known: argparse.Namespace, rest: Sequence[str]) -> None:
     from peft_rag.usable import read_given
 
     rest, decoding = decoding_of(rest)
-    known_flags = ["--explain", "--html", "--output", "--corpus", "--backbone", "--text-field", "--batch-size"]
+    known_flags = [
+        "--explain",
+        "--html",
+        "--output",
+        "--corpus",
+        "--backbone",
+        "--encoder",
+        "--text-field",
+        "--batch-size",
+    ]
     refuse(rest, [*known_flags, "--on-bad-record"])
     _check_files(known)
     skip = known.on_bad_record == SKIP
@@ -196,7 +213,8 @@ def _run(known: argparse.Namespace, rest: Sequence[str]) -> None:
     if known.output:
         write_result_text("--output", known.output, "".join(f"{line}\n" for line in lines))
     else:
-        print("\n".join(lines))
+        for line in lines:
+            print(line)
 
 
 def _check_files(known: argparse.Namespace) -> None:

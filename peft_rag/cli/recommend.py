@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from peft_rag.cli.flags import read_flags
-from peft_rag.cli.train import add_run_options, common_training_options
+from peft_rag.cli.train import add_run_options, common_training_options, valued_names
 from peft_rag.config import QUERY_TOWER
 
 _EPILOG = """\
@@ -73,7 +73,8 @@ def run(words: Sequence[str]) -> None:
     from peft_rag.recommendation.options import read_options, run_settings
 
     run_file = words[0] if words and not words[0].startswith("--") else ""
-    flags = read_flags(words[1:] if run_file else words)
+    own = {name.replace("-", "_") for name, *_ in _OWN}
+    flags = read_flags(words[1:] if run_file else words, valued=own | valued_names())
     settings = read_yaml(run_file) if run_file else {}
     given_way = [name for name in settings if name.partition(".")[0] in ("method", "fusion")]
     settings = {name: value for name, value in settings.items() if name not in given_way}

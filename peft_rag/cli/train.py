@@ -70,13 +70,20 @@ def add_run_options(parser: argparse.ArgumentParser, without: Sequence[str] = ()
         groups[title].add_argument(*flags, default=argparse.SUPPRESS, metavar="VALUE", help=text, **switch)
 
 
+def valued_names() -> set[str]:
+    """Return the names of a run that cannot stand alone as a flag, because they are no switches."""
+    from peft_rag.config import RunConfig
+
+    return {entry.name for entry in fields(RunConfig) if not isinstance(entry.default, bool)}
+
+
 def run(words: Sequence[str]) -> None:
     """Run the job that a run file, if the first word names one, and flags describe."""
     from peft_rag.config import from_mapping, read_yaml
 
     run_file = words[0] if words and not words[0].startswith("--") else ""
     settings: dict[str, Any] = read_yaml(run_file) if run_file else {}
-    flags = read_flags(words[1:] if run_file else words)
+    flags = read_flags(words[1:] if run_file else words, valued=valued_names())
     config = from_mapping(_merge(settings, flags), where=run_file or "the command line")
 
     from peft_rag.cli.progress import hold_back_chatter, say
@@ -88,12 +95,12 @@ def run(words: Sequence[str]) -> None:
 
 def _merge(settings: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
     """Lay flags over a run file; naming another part drops the options the file gave to the one it named."""
-    merged = dict(settings)
+    kept, laid = dict(settings), dict(flags)
     for name, value in flags.items():
-        held = merged.get(name)
-        if isinstance(held, dict) and held.get("name") == value:
-            continue
-        if isinstance(held, dict) or (name in settings and held != value):
-            merged = {key: kept for key, kept in merged.items() if not key.startswith(f"{name}.")}
-        merged[name] = value
-    return merged
+        held = settings.get(name)
+        named = held.get("name") if isinstance(held, dict) else held
+        if name in settings and named != value:
+            kept = {key: one for key, one in kept.items() if not key.startswith(f"{name}.")}
+        elif isinstance(held, dict):  # the same part, with options
+            del laid[name]
+    return kept | laid

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -93,11 +94,20 @@ def test_trained_artefact_predicts_explains_and_evaluates(
 
 
 def test_predict_reads_lines_from_standard_input(peft_rag: Run, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import io
+    def typed(content: bytes, *flags: str) -> tuple[int, list[Any], str]:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+        status, out, err = peft_rag("predict", str(trained), "-", *flags)
+        return status, [json.loads(line) for line in out.splitlines()], err
 
-    monkeypatch.setattr("sys.stdin", io.StringIO("apple pear plum\n\niron zinc\n"))
-    _, out, _ = peft_rag("predict", str(trained), "-")
-    assert [json.loads(line)["label"] for line in out.splitlines()] == ["fruit", "metal"]
+    _, said, _ = typed("\ufeffapple pear plum\n\niron zinc\n".encode())
+    assert [(one["text"], one["label"]) for one in said] == [("apple pear plum", "fruit"), ("iron zinc", "metal")]
+    assert typed(b"")[:2] == (0, [])
+    status, _, err = typed(b"apple\ncaf\xe9\n")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "DataError: standard input line 2: byte 0xe9 (byte 4 of the line) is no UTF-8. " in err
+    assert err.endswith("Convert it with iconv: iconv -f WINDOWS-1252 -t UTF-8\n")
+    status, said, _ = typed(b"apple\ncaf\xe9\niron\n", "--on-bad-record", "skip")
+    assert [set(one) == {"error"} for one in said] == [False, True, False]
 
 
 @pytest.mark.parametrize(
@@ -140,6 +150,10 @@ def test_bad_data_is_one_line_with_status_2(
         (
             ("train", "--train", "a.jsonl", "--output", "o", "--shots", "few"),
             "shots is 'few', but must be a whole number",
+        ),
+        (
+            ("train", "--train", "a.jsonl", "--output", "o", "--task.labels", "x,y"),
+            "task.labels is no option: labels are those of the training data",
         ),
         (("methods", "lorra"), "no PEFT method 'lorra'. Did you mean 'lora'?"),
         (("fusions", "knm"), "no fusion 'knm'. Did you mean 'knn'?"),
@@ -227,7 +241,28 @@ def test_flag_for_another_part_drops_the_options_of_the_one_in_the_file() -> Non
     assert _merge(settings, {"fusion": "none"}) == {"method": {"name": "lora", "r": 4}, "fusion": "none"}
 
 
+def test_options_given_by_flags_hold_whatever_their_order() -> None:
+    settings: dict[str, Any] = {"method": {"name": "lora", "r": 4}, "fusion": "knn", "fusion.k": 8}
+    flags = {"fusion.k": "2", "method.variant": "parallel"}
+    parts = {"fusion": "concat", "method": "adapter"}
+    for given in ({**flags, **parts}, {**parts, **flags}):
+        assert _merge(settings, given) == given
+
+
 def test_flags_are_read_like_a_run_file() -> None:
     assert read_flags(["--max-length", "8", "--fusion.k=3"]) == {"max_length": "8", "fusion.k": "3"}
     with pytest.raises(ConfigError, match="--seed is given twice"):
         read_flags(["--seed", "1", "--seed", "2"])
+
+
+@pytest.mark.parametrize("words", [["--output"], ["--output", "--resume"], ["--resume", "--output"]])
+def test_a_flag_that_is_no_switch_cannot_stand_alone(words: list[str], peft_rag: Run) -> None:
+    status, _, err = peft_rag("train", "--train", "a.jsonl", *words)
+    assert (status, err) == (2, "ConfigError: --output stands alone, but needs a value behind it.\n")
+    assert peft_rag("recommend", "--train", "a.jsonl", "--budget_minutes")[2].startswith(
+        "ConfigError: --budget_minutes st"
+    )
+    assert read_flags(["--resume", "--method.use_rslora"], valued={"output"}) == {
+        "resume": "true",
+        "method.use_rslora": "true",
+    }
