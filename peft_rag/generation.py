@@ -27,7 +27,7 @@ from peft_rag.methods import quiet_peft
 from peft_rag.methods.attachment import virtual_tokens
 from peft_rag.prediction import Prediction
 from peft_rag.schema_writing import SchemaGrammar, SchemaWriting, check_json
-from peft_rag.tasks.base import Example
+from peft_rag.tasks.base import Example, Task
 from peft_rag.tasks.decoding import check_settled, checked_decoding
 from peft_rag.tasks.generation import Generation
 from peft_rag.tasks.json_schema import JSON_SCHEMA
@@ -111,19 +111,30 @@ def write(model: RetrievalAugmentedModel, examples: Sequence[Example], **options
     return [(one.text, one.probability) for one in write_tokens(model, examples, **options)]
 
 
+def scored_part(task: Task, split: Split) -> Split:
+    """Return the first examples of a split that texts are written to and scored on; none where a task writes none."""
+    return split.of(range(min(task.scored, len(split)) if isinstance(task, Generation) else 0))
+
+
+def write_scored(model: RetrievalAugmentedModel, split: Split, **options: Any) -> list[str]:
+    """Write to the examples of `scored_part`; options as `write_tokens` takes."""
+    first = scored_part(model.task, split)
+    return [text for text, _ in write(model, first.examples, split=first, **options)] if len(first) else []
+
+
 def written_scores(model: RetrievalAugmentedModel, split: Split, **options: Any) -> dict[str, Score]:
-    """Write to the first examples of a split, as many as the task scores, and score the texts by name.
+    """Score what `write_scored` writes by name; a model whose task writes nothing has no such scores.
 
     Args:
-        model: whatever its task; one that does not write has no such scores.
+        model: whatever its task.
         split: labelled, with what was retrieved.
         options: as `write_tokens` takes.
     """
-    if not isinstance(model.task, Generation) or not model.task.scored:
+    texts = write_scored(model, split, **options)
+    if not texts:
         return {}
-    first = split.of(range(min(model.task.scored, len(split))))
-    texts = [text for text, _ in write(model, first.examples, split=first, **options)]
-    return model.task.score_texts(texts, first.examples)
+    assert isinstance(model.task, Generation)
+    return model.task.score_texts(texts, split.examples[: len(texts)])
 
 
 def write_tokens(

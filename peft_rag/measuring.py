@@ -117,22 +117,26 @@ def measure_after(
 def write_before(prepared: Prepared) -> dict[str, list[str]]:
     """Let the untrained model write to the first test examples, where the task writes text: texts by arm."""
     from peft_rag.fusion.none import NoFusion
+    from peft_rag.generation import scored_part, write_scored
 
-    if not scored_texts(prepared):
+    model, test = prepared.model, prepared.test
+    if not len(scored_part(model.task, test)):
         return {}
-    with prepared.model.disable_adapter():
-        return {"untrained": _write(prepared, NoFusion(), "untrained model writes")}
+    with model.disable_adapter():
+        return {"untrained": write_scored(model, test, fusion=NoFusion(), progress="untrained model writes")}
 
 
 def write_after(prepared: Prepared) -> dict[str, list[str]]:
     """Let the trained model write to the first test examples, without and with retrieval: texts by arm."""
     from peft_rag.fusion.none import NoFusion
+    from peft_rag.generation import scored_part, write_scored
 
-    if not scored_texts(prepared):
+    model, test = prepared.model, prepared.test
+    if not len(scored_part(model.task, test)):
         return {}
-    texts = {"without_retrieval": _write(prepared, NoFusion(), "test is written")}
-    if not isinstance(prepared.model.fusion, NoFusion):
-        texts["with_retrieval"] = _write(prepared, None, "test is written with neighbours")
+    texts = {"without_retrieval": write_scored(model, test, fusion=NoFusion(), progress="test is written")}
+    if not isinstance(model.fusion, NoFusion):
+        texts["with_retrieval"] = write_scored(model, test, progress="test is written with neighbours")
     return texts
 
 
@@ -147,20 +151,6 @@ def scores_of(prepared: Prepared, answers: Answers, *, resamples: int = 1000) ->
         for arm, texts in answers.texts.items():
             arms[arm] |= task.score_texts(texts, test[: len(texts)], resamples=resamples)
     return arms
-
-
-def scored_texts(prepared: Prepared) -> int:
-    """Return how many of the first test examples are written to and scored."""
-    task = prepared.splits.task
-    return min(task.scored, len(prepared.test)) if isinstance(task, Generation) else 0
-
-
-def _write(prepared: Prepared, fusion: Fusion | None, progress: str) -> list[str]:
-    from peft_rag.generation import write
-
-    split = prepared.test.of(range(scored_texts(prepared)))
-    written = write(prepared.model, split.examples, split=split, fusion=fusion, progress=progress)
-    return [text for text, _ in written]
 
 
 def _fall_back(prepared: Prepared, judged: Outputs, memory: Memory | None, targets: Tensor) -> Fallback:

@@ -24,8 +24,7 @@ def working_folder(config: RunConfig, output: Path, *, main: bool) -> Iterator[P
     working = named.with_name(named.name + ".partial")
     if main:
         refuse_nonempty(output)
-        with making(output):
-            _claim(config, working)
+        _claim(config, working)
     try:
         yield working
     except PeftRagError:
@@ -41,7 +40,8 @@ def _claim(config: RunConfig, working: Path) -> None:
     about[_HELD] = {name: content_hash(about[name]) for name in SOURCES if about.get(name)} | held_by(about)
     record = working / "run.json"
     if not working.exists():
-        write_json(record, about)
+        with making(Path(config.output)):
+            write_json(record, about)
         return
     if not config.resume:
         raise ArtefactError(

@@ -156,6 +156,18 @@ def test_output_where_nothing_can_be_made_is_refused_before_anything_is_trained(
         raise AssertionError("the block must not begin")
 
 
+def test_data_that_cannot_be_read_is_not_taken_for_an_output_that_cannot_be_made(config, tmp_path, monkeypatch):
+    def fail(source):
+        raise OSError(5, "Input/output error", source)
+
+    monkeypatch.setattr("peft_rag.workspace.content_hash", fail)
+    with (
+        pytest.raises(OSError, match=r"Input/output error: 'a.jsonl'"),
+        working_folder(config, tmp_path / "o", main=True),
+    ):
+        raise AssertionError("the run must not begin")
+
+
 def test_output_may_be_the_current_folder_when_it_is_empty(config, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")

@@ -112,8 +112,8 @@ def measure_cell(spec: Mapping[str, Any]) -> Facts:
         tensor_bytes,
         tokens_per_second,
     )
+    from peft_rag.generation import scored_part
     from peft_rag.job import run
-    from peft_rag.measuring import scored_texts
 
     seen: Facts = {}
     costs: Facts = {}
@@ -124,7 +124,7 @@ def measure_cell(spec: Mapping[str, Any]) -> Facts:
         costs["tokens_per_second"] = tokens_per_second(model, prepared.test)
         assert answers.outputs is not None
         controls = control_arms(model, prepared.test, answers.outputs, spec["controls"], spec["seed"])
-        written = prepared.test.of(range(scored_texts(prepared)))
+        written = scored_part(model.task, prepared.test)
         texts = control_texts(model, written, spec["controls"], spec["seed"]) if len(written) else {}
         costs["latency_ms"] = latency(model, examples)
         costs["off_difference"] = off_difference(model, [model.task.alone(example).asked for example in examples])

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from peft_rag.cli.flags import refuse
+from peft_rag.cli.flags import flags_of, refuse
 from peft_rag.cli.predict import add_artefact_options, load_artefact, read_for, task_of
 
 
@@ -24,7 +24,7 @@ def add_to(commands: Any) -> None:
     )
     parser.add_argument("--label-field", "--label_field", help="field that holds the label, if not as in training")
     parser.add_argument("--output", help="write the scores here as JSON too")
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=_run, flags=flags_of(parser))
 
 
 def _run(known: argparse.Namespace, rest: Sequence[str]) -> None:
@@ -35,17 +35,7 @@ def _run(known: argparse.Namespace, rest: Sequence[str]) -> None:
     from peft_rag.refusals import SKIP
     from peft_rag.usable import read_given
 
-    known_flags = [
-        "--data",
-        "--corpus",
-        "--backbone",
-        "--encoder",
-        "--text-field",
-        "--label-field",
-        "--output",
-        "--batch-size",
-    ]
-    refuse(rest, [*known_flags, "--on-bad-record"])
+    refuse(rest, known.flags)
     given = read_given(known.data, skip=known.on_bad_record == SKIP)
     model = load_artefact(known)
     task = task_of(model, known)

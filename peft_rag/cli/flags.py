@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Collection, Sequence
 
 from peft_rag.errors import ConfigError
@@ -57,6 +58,11 @@ def split_part_options(words: Sequence[str]) -> tuple[list[str], list[str]]:
         (parts if of_part else own).extend(words[place : place + 1 + has_value])
         place += 1 + has_value
     return own, parts
+
+
+def flags_of(parser: argparse.ArgumentParser) -> list[str]:
+    """Return every flag that a command takes, in all its spellings."""
+    return [flag for action in parser._actions for flag in action.option_strings]
 
 
 def refuse(rest: Sequence[str], known: Sequence[str]) -> None:

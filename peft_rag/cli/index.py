@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_rag.cli import index_quality
-from peft_rag.cli.flags import refuse
+from peft_rag.cli.flags import flags_of, refuse
 from peft_rag.cli.index_corpus import add_corpus_options, documents
 from peft_rag.config import DEFAULT_MODEL
 from peft_rag.retrieval.manifest import StoreSettings
@@ -100,7 +100,7 @@ def open_store(known: argparse.Namespace) -> IndexStore:
 
 def _known_only(parser: argparse.ArgumentParser, run: Callable[..., None]) -> Callable[..., None]:
     def checked(known: argparse.Namespace, rest: Sequence[str]) -> None:
-        refuse(rest, [flag for action in parser._actions for flag in action.option_strings])
+        refuse(rest, flags_of(parser))
         run(known)
 
     return checked

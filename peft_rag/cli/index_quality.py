@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_rag.cli.flags import read_flags, refuse
+from peft_rag.cli.flags import flags_of, read_flags, refuse
 from peft_rag.config import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def _parser(subcommands: Any, name: str, line: str, teach: str) -> argparse.Argu
         "--encoder", help=f"hub name, NAME@REVISION or folder (the one an index was built with; else {DEFAULT_MODEL})"
     )
     parser.add_argument("--output", help="write the result here as JSON too")
-    parser.set_defaults(flags=[flag for action in parser._actions for flag in action.option_strings])
+    parser.set_defaults(flags=flags_of(parser))
     return parser
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_rag.cli.flags import refuse
+from peft_rag.cli.flags import flags_of, refuse
 from peft_rag.cli.writing import add_writing_options, check_writes, decoding_of, stream
 from peft_rag.refusals import ERROR, ON_BAD_RECORD, SKIP
 
@@ -163,7 +163,7 @@ def add_to(commands: Any) -> None:
     )
     parser.add_argument("--output", help="write JSON Lines here instead; the file must not exist")
     add_writing_options(parser)
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=_run, flags=flags_of(parser))
 
 
 def _run(known: argparse.Namespace, rest: Sequence[str]) -> None:
@@ -174,17 +174,7 @@ def _run(known: argparse.Namespace, rest: Sequence[str]) -> None:
     from peft_rag.usable import read_given
 
     rest, decoding = decoding_of(rest)
-    known_flags = [
-        "--explain",
-        "--html",
-        "--output",
-        "--corpus",
-        "--backbone",
-        "--encoder",
-        "--text-field",
-        "--batch-size",
-    ]
-    refuse(rest, [*known_flags, "--on-bad-record"])
+    refuse(rest, known.flags)
     _check_files(known)
     skip = known.on_bad_record == SKIP
     given = None if known.data == "-" else read_given(known.data, skip=skip)

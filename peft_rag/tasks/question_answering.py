@@ -170,7 +170,7 @@ class QuestionAnswering(Task):
         return replace(about, text=asked + context, spans=(*spans, *[NO_WORD] * (self.context_words - len(spans))))
 
     @property
-    def sample(self) -> str | dict[str, Any]:
+    def sample(self) -> dict[str, Any]:
         context = {} if self.retrieved else {self.context_field: "Ada met Ben in Rome."}
         return {self.question_field: "Where did Ada meet Ben?", **context}
 

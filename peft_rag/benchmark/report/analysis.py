@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from peft_rag.benchmark.report.cells import Setting
 from peft_rag.benchmark.report.costs import costs_of
@@ -53,7 +53,7 @@ class Result:
     controls: Mapping[str, Spread]
     against_controls: Mapping[str, Comparison]
     costs: Mapping[str, float]
-    machines: tuple[str, ...] = ()
+    machines: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -135,13 +135,8 @@ def _table(results: Results, setting: Setting, wanted: RowKey) -> Table:
     reference = wanted if wanted in known else None
     best = ordered[0].key if ordered[0].complete else None
     judgement, leaks = judge(known, reference, best), leaks_of(done)
-    machines = machine_names(results.cells)
-    found = [
-        replace(
-            _result(row, placed.get(row.key), known.get(wanted), judgement, leaks), machines=machines_of(row, machines)
-        )
-        for row in ordered
-    ]
+    names = machine_names(results.cells)
+    found = [_result(row, placed.get(row.key), known.get(wanted), judgement, leaks, names) for row in ordered]
     return Table(
         setting=setting,
         label=results.label(setting),
@@ -171,7 +166,14 @@ def _metric(row: Row, name: str) -> Spread:
     return spread([row.arm(seed).scores[name] for seed in row.done])
 
 
-def _result(row: Row, rank: float | None, reference: Row | None, judgement: Judgement, leaks: Leaks) -> Result:
+def _result(
+    row: Row,
+    rank: float | None,
+    reference: Row | None,
+    judgement: Judgement,
+    leaks: Leaks,
+    machines: Mapping[str, str],
+) -> Result:
     key = row.key
     return Result(
         row=row,
@@ -186,6 +188,7 @@ def _result(row: Row, rank: float | None, reference: Row | None, judgement: Judg
         controls=_controls(row),
         against_controls={arm: one for (owner, arm), one in judgement.against_controls.items() if owner == key},
         costs=costs_of(row),
+        machines=machines_of(row, machines),
     )
 
 
