@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_rag.artefact_files import (
+    CARD,
     FORMAT,
     MANIFEST,
     METRICS,
@@ -73,7 +74,7 @@ def save(model: RetrievalAugmentedModel, folder: Path, metrics: Mapping[str, Any
         measured = {**known, "artefact_bytes": artefact_bytes(working)}
         write_json(working / METRICS, measured)
         try:
-            write_text(working / "README.md", model_card(manifest, measured, model.task.sample))
+            write_text(working / CARD, model_card(manifest, measured, model.task.sample))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ArtefactError(
                 f"no model card can be written from these metrics ({type(error).__name__}: {error}). Give them as they "

@@ -13,11 +13,12 @@ from peft_rag.files import sha256_of_file, sha256_of_json, write_json
 FORMAT = 1
 MANIFEST = "peft_rag.json"
 METRICS = "metrics.json"
+CARD = "README.md"
 TOWER = "query_tower"
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 _HASHED = (*_ADAPTER, "head.safetensors")
 _HASHED_TOWER = tuple(f"{TOWER}/{name}" for name in _ADAPTER)
-PUBLISHED = (*_HASHED, *_HASHED_TOWER, MANIFEST, METRICS, "README.md")
+PUBLISHED = (*_HASHED, *_HASHED_TOWER, MANIFEST, METRICS, CARD)
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"}  # refused unread
 _SEAL = "sha256"
 _NAMED = {"name": str, "settings": dict}
@@ -39,6 +40,7 @@ _COPY = "Copy the artefact again from where it was saved."
 def write_manifest(folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:
     """Write what an artefact says of itself, with the hash of every file and, last, of all this; return it."""
     manifest: dict[str, Any] = json.loads(json.dumps(about))
+    manifest.pop(_SEAL, None)
     manifest["files"] = {name: sha256_of_file(folder / name) for name in _hashed(manifest)}
     manifest[_SEAL] = sha256_of_json(manifest)
     write_json(folder / MANIFEST, manifest)

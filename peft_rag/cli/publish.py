@@ -11,7 +11,8 @@ from peft_rag.cli.flags import refuse
 
 _DESCRIPTION = """\
 Push a saved artefact to the hub: the files that are loaded, what was measured and the model card, and nothing else that
-lies in the folder. Every file is checked against its hash first. Log in before, with hf auth login, or set HF_TOKEN.
+lies in the folder. Every file is checked against its hash first. Of files and folders of this machine (data, corpus, a
+backbone of your own) only the names are published. Log in before, with hf auth login, or set HF_TOKEN.
 """
 
 
