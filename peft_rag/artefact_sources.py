@@ -110,15 +110,21 @@ class Sources:
             return now, read_corpus(now, task)
 
 
+_READ_AS_BEFORE = (
+    " Here a corpus is read as in training; of one whose fields have other names, make an index with that option "
+    "(peft-rag index build), and name the index."
+)
+
+
 @contextmanager
 def _placed(what: str, place: str, given: Any) -> Iterator[None]:
     """Say of what cannot be found where it lay in training how to name the place where it lies now."""
     try:
         yield
     except (BackboneError, DataError) as error:
-        if given is not None:
-            raise
         kind: type[PeftRagError] = type(error)
+        if given is not None:
+            raise kind(f"{error}{_READ_AS_BEFORE if 'Name the field with' in str(error) else ''}") from error
         raise kind(
             f"{error} It is the {what} of the artefact, which lay at '{place}' in training; say where it lies now "
             f"({what}=…, --{what})."

@@ -125,3 +125,29 @@ def test_measurements_are_saved_again_only_while_they_are_true(
     model.save_pretrained("again")
     card, measured = Path("again/README.md").read_text(), json.loads(Path("again/metrics.json").read_text())
     assert ("Not measured." in card) == ("arms" not in measured) == (change != "nothing")
+
+
+def test_a_corpus_with_fields_of_other_names_can_be_made_an_index(
+    moved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = [{"text": one["text"], "kind": one["label"]} for one in toy_records(40, 40)]
+    write_jsonl(tmp_path / "now" / "other.jsonl", records)
+    write_jsonl(tmp_path / "now" / "asked.jsonl", [{"text": "apple pear"}])
+    places = ["--backbone", str(moved / "bert"), "--encoder", str(moved / "encoder"), "--allow_corpus_mismatch"]
+    asked = ["predict", str(moved / "out"), "asked.jsonl", *places]
+    assert main([*asked, "--corpus", "other.jsonl"]) == 2
+    said = capsys.readouterr().err
+    assert "Name the field with --label_field kind. Here a corpus is read as in training; of one whose" in said
+    built = [
+        "index",
+        "build",
+        "kb",
+        "--corpus",
+        "other.jsonl",
+        "--label_field",
+        "kind",
+        "--encoder",
+        str(moved / "bert"),
+    ]
+    assert main(built) == 0
+    assert main([*asked, "--corpus", "kb"]) == 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -45,7 +45,8 @@ class Setting:
     def name(self) -> str:
         """``dataset[-Nshot][-backbone]``; the suite's first backbone goes without saying."""
         shots = f"-{self.shots}shot" if self.shots else ""
-        other = "" if self.backbone == self.suite.backbones[0] else f"-{_safe(self.backbone)}"
+        first, *others = self.suite.backbones
+        other = "" if self.backbone == first else f"-{_told_apart(self.backbone, others)}"
         return f"{self.data.name}{shots}{other}"
 
     @property
@@ -313,5 +314,9 @@ def _fingerprint(settings: Mapping[str, Any], data: DataSet, without: tuple[str,
     return sha256_of_json({"format": FORMAT, "settings": dict(settings), "data": hashes, **named})
 
 
-def _safe(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._]+", "-", name.rpartition("/")[2]).strip("-.") or "backbone"
+def _told_apart(name: str, names: Sequence[str]) -> str:
+    """Return the shortest end of a path that no other of these has, as a part of a file's name."""
+    parts = name.split("/")
+    ends = ("/".join(parts[-count:]) for count in range(1, len(parts)))
+    alone = (end for end in ends if sum(f"/{one}".endswith(f"/{end}") for one in names) == 1)
+    return re.sub(r"[^A-Za-z0-9._]+", "-", next(alone, name)).strip("-.") or "backbone"

@@ -51,6 +51,13 @@ def test_shots_and_further_backbones_are_in_the_name(toy_suite: MakeSuite, mappi
     assert {"kinds-lora-knn-s0", "kinds-5shot-lora-knn-s0", "kinds-5shot-other-model-lora-knn-s0"} <= set(found)
 
 
+def test_backbones_of_one_last_name_are_told_apart(toy_suite: MakeSuite, mapping: dict[str, Any]) -> None:
+    backbones = [*mapping["backbones"], "mine/v1/model", "mine/v2/model", "mine/other", "v2/model"]
+    suite = toy_suite(backbones=backbones, seeds=[0], methods=["lora"], fusions=["none"])
+    names = [cell.setting.name.partition("-")[2] for cell in make_plan(suite).cells]
+    assert names == ["", "v1-model", "mine-v2-model", "other", "v2-model"]
+
+
 def test_absent_data_is_left_out_with_a_reason_or_an_error(
     toy_suite: MakeSuite, mapping: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
