@@ -19,6 +19,7 @@ from peft_rag.refusals import SKIP
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from peft_rag.corpus import Corpus
     from peft_rag.data import Splits
     from peft_rag.evaluation.bootstrap import Score
     from peft_rag.job import Answers, Prepared
@@ -72,9 +73,10 @@ def search_data(spec: Mapping[str, Any]) -> Facts:
         spec: ``settings`` of a run without retrieval, and ``fusions``: the names that each fusion adds to them.
 
     Returns:
-        ``audit``: positions of test examples whose text, or nearly, is training data or a document; ``index_bytes`` and
-        ``index_seconds`` of the retriever's index, the encoding of the corpus included; ``own_indexes``: the same of
-        each fusion that names a retriever, an encoder or a corpus of its own, else None.
+        ``audit``: positions of test examples whose text, or nearly, is training data or a document, of a corpus that a
+        fusion names for itself too; ``index_bytes`` and ``index_seconds`` of the retriever's index, the encoding of the
+        corpus included; ``own_indexes``: the same of each fusion that names a retriever, an encoder or a corpus of its
+        own, else None.
     """
     from peft_rag.devices import computing_for
     from peft_rag.job import prepare, read_data, with_voters
@@ -85,15 +87,18 @@ def search_data(spec: Mapping[str, Any]) -> Facts:
         if config.on_bad_record == SKIP:  # what the backbone cannot read is left out of every cell too
             with tempfile.TemporaryDirectory() as folder:
                 splits = prepare(config, Path(folder), _say).splits
-        facts = _index(config, splits) | _audit(config, splits)
+        facts = _index(config, splits)
         own: list[Facts | None] = []
+        further: list[Corpus] = []
         for options in spec["fusions"]:
             with tempfile.TemporaryDirectory() as folder:
                 asked = _config({**spec["settings"], **options}, Path(folder) / "out")
                 prepared = with_voters(prepare(asked, Path(folder), _say))
             other = any(name.partition(".")[0] in _RETRIEVAL for name in options)
             own.append(_index(asked, prepared.splits) if other else None)
-    return facts | {"own_indexes": own}
+            if "corpus" in options:
+                further.append(prepared.splits.corpus)
+        return facts | _audit(config, splits, further) | {"own_indexes": own}
 
 
 def measure_cell(spec: Mapping[str, Any]) -> Facts:
@@ -249,7 +254,7 @@ def _config(settings: Mapping[str, Any], output: Path) -> RunConfig:
     return from_mapping({"disable_tqdm": True, **expanded(settings), "output": str(output)}, where="the suite")
 
 
-def _audit(config: RunConfig, splits: Splits) -> Facts:
+def _audit(config: RunConfig, splits: Splits, further: Sequence[Corpus]) -> Facts:
     from peft_rag.corpus import Corpus, Document
     from peft_rag.knowledge import make_encoder
     from peft_rag.retrieval.exact import ExactRetriever
@@ -258,7 +263,7 @@ def _audit(config: RunConfig, splits: Splits) -> Facts:
 
     retriever = ExactRetriever(make_encoder(config.encoder))
     queries = [Query(example.id, splits.task.alone(example).asked) for example in splits.test]
-    known = [splits.corpus]
+    known = [splits.corpus, *further]
     if not splits.fields.is_training_data:
         learned = [Document(one.id, splits.task.alone(one).asked) for one in splits.train]
         known.append(Corpus.from_documents(learned, "training data"))

@@ -129,6 +129,19 @@ def test_leaks_are_found_by_place_in_the_test_split(
     assert 4 not in search["audit"]["near"]
 
 
+def test_leaks_into_a_corpus_that_a_fusion_names_for_itself_are_found(
+    toy_suite: MakeSuite, toy_data: dict[str, str], tmp_path: Path
+) -> None:
+    leaked = json.loads(Path(toy_data["test"]).read_text().splitlines()[2])
+    corpus = tmp_path / "further.jsonl"
+    corpus.write_text(json.dumps(leaked) + "\n" + Path(toy_data["train"]).read_text().replace('"id": "', '"id": "own-'))
+    own = {"name": "knn", "label": "knn-further", "options": {"corpus": str(corpus)}}
+    for fusions, found in ((["knn"], []), (["knn", own], [2])):
+        piece = cell_piece(make_plan(toy_suite(fusions=fusions, methods=["head"], seeds=[0])).cells[0], tmp_path)
+        search = finish(needed_by(piece, tmp_path / str(len(fusions)))[0], tmp_path / str(len(fusions)))
+        assert search["audit"]["exact"] == found
+
+
 def test_trial_that_diverges_says_so_and_a_cell_without_trials_cannot_run(toy_suite: MakeSuite, tmp_path: Path) -> None:
     from peft_rag.benchmark.pieces import CannotRun
 
