@@ -229,7 +229,7 @@ def from_mapping(settings: Mapping[str, Any], where: str = "the configuration") 
     chosen: dict[str, Any] = {}
     options: dict[str, dict[str, Any]] = {}
     training: dict[str, Any] = {}
-    for name, value in settings.items():
+    for name, value in flat_settings(settings, where).items():
         part, _, option = name.partition(".")
         if option:
             if part not in PARTS:
@@ -237,14 +237,6 @@ def from_mapping(settings: Mapping[str, Any], where: str = "the configuration") 
                     f"{where}: '{name}' names no part.{suggest(part, list(PARTS))} Parts: {', '.join(PARTS)}."
                 )
             options.setdefault(part, {})[option] = as_number(value)
-        elif name in PARTS and isinstance(value, Mapping):
-            unnamed = [key for key in value if not isinstance(key, str)]
-            if unnamed:
-                raise ConfigError(f"{where}: {name} has an option {unnamed[0]!r}, but options go by names.")
-            rest = {key: as_number(entry) for key, entry in value.items()}
-            if "name" in rest:
-                chosen[name] = _coerced(name, rest.pop("name"), ours[name].default, where)
-            options[name] = rest | options.get(name, {})
         elif name in ours:
             chosen[name] = _coerced(name, value, ours[name].default, where)
         else:
@@ -253,8 +245,30 @@ def from_mapping(settings: Mapping[str, Any], where: str = "the configuration") 
     return RunConfig(**chosen, options=options, training=training)
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a run file.
+def flat_settings(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return settings in which each option of a part has a name of its own; one that has it already goes before.
+
+    >>> flat_settings({"method": {"name": "lora", "r": 4}, "method.r": 8}, "mine.yaml")
+    {'method': 'lora', 'method.r': 8}
+
+    Raises:
+        ConfigError: an option of a part has no name.
+    """
+    within: dict[str, Any] = {}
+    beside: dict[str, Any] = {}
+    for name, value in settings.items():
+        if name in PARTS and isinstance(value, Mapping):
+            unnamed = [key for key in value if not isinstance(key, str)]
+            if unnamed:
+                raise ConfigError(f"{where}: {name} has an option {unnamed[0]!r}, but options go by names.")
+            within |= {name if key == "name" else f"{name}.{key}": entry for key, entry in value.items()}
+        else:
+            beside[name] = value
+    return within | beside
+
+
+def read_yaml(path: str | Path, what: str = "run file") -> dict[str, Any]:
+    """Read a run file, or another of names and values that errors call ``what``.
 
     Raises:
         ConfigError: the file is missing, not YAML, or not a mapping of names to values.
@@ -263,11 +277,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"run file '{path}' does not exist. examples/ holds some to start from.") from None
+        raise ConfigError(f"{what} '{path}' does not exist. examples/ holds some to start from.") from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"run file '{path}' cannot be read: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{what} '{path}' cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-        raise ConfigError(f"run file '{path}' must hold names and values, e.g. 'method: lora'.")
+        raise ConfigError(f"{what} '{path}' must hold names and values, each written as 'name: value'.")
     return content
 
 

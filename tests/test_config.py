@@ -178,9 +178,9 @@ def test_to_dict_makes_the_same_run_again():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "run file '{path}' must hold names and values, e.g. 'method: lora'."),
-        (b"- a\n- b\n", "run file '{path}' must hold names and values, e.g. 'method: lora'."),
-        (b"1: a\n", "run file '{path}' must hold names and values, e.g. 'method: lora'."),
+        (b"", "run file '{path}' must hold names and values, each written as 'name: value'."),
+        (b"- a\n- b\n", "run file '{path}' must hold names and values, each written as 'name: value'."),
+        (b"1: a\n", "run file '{path}' must hold names and values, each written as 'name: value'."),
         (b"method: [a\n", "run file '{path}' cannot be read: while parsing a flow sequence in"),
         (b"method: \xff\n", "run file '{path}' cannot be read: 'utf-8' codec can't decode byte 0xff in position 8"),
     ],

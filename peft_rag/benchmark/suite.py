@@ -8,7 +8,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from peft_rag.config import DEFAULT_MODEL, PARTS, read_yaml
+from peft_rag.config import DEFAULT_MODEL, flat_settings, read_yaml
 from peft_rag.contents import SOURCES
 from peft_rag.counts import check_count
 from peft_rag.errors import ConfigError
@@ -170,32 +170,24 @@ class Suite:
 
 
 def _with_flat_options(given: Any, where: str) -> dict[str, Any]:
-    settings = _mapping(given, where)
-    if isinstance(settings.get("options"), Mapping):
-        settings["options"] = _flat(settings["options"], where)
-    return settings
-
-
-def _flat(options: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return options with those of a part under names of their own: ``task: {name: T, a: 1}`` as ``task``, ``task.a``.
+    """Return a mapping whose ``options`` have a name each.
 
     Raises:
         ConfigError: a name is no text, or one of what the grid decides.
     """
-    flat: dict[str, Any] = {}
-    for name, value in options.items():
+    settings = _mapping(given, where)
+    if not isinstance(settings.get("options"), Mapping):
+        return settings
+    options = flat_settings(settings["options"], f"{where}: options")
+    for name in options:
         if not isinstance(name, str):
             raise ConfigError(f"{where}: options: {name!r} is no name of a run file.")
         if name in _DECIDED:
             raise ConfigError(f"{where}: options: {name} is decided by the grid. Say it by {_DECIDED[name]}.")
-        if name in PARTS and isinstance(value, Mapping):
-            flat |= {name if inner == "name" else f"{name}.{inner}": one for inner, one in value.items()}
-        else:
-            flat[name] = value
-    decided = [part for part in ("method", "fusion") if part in flat]
+    decided = [part for part in ("method", "fusion") if part in options]
     if decided:
         raise ConfigError(f"{where}: options name a {decided[0]}. Rows do, under {decided[0]}s.")
-    return flat
+    return {**settings, "options": options}
 
 
 def read_suite(path: str | Path) -> Suite:
@@ -204,7 +196,7 @@ def read_suite(path: str | Path) -> Suite:
     Raises:
         ConfigError: the file cannot be read, a key is unknown or missing, or a value is of the wrong kind.
     """
-    return suite_from_mapping(read_yaml(path), where=str(path))
+    return suite_from_mapping(read_yaml(path, "suite"), where=str(path))
 
 
 def suite_from_mapping(given: Mapping[str, Any], where: str = "the suite") -> Suite:

@@ -70,7 +70,7 @@ def test_mistake_in_a_suite_is_one_line_that_says_what_to_do(
 
 
 def test_missing_suite_file_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"'nowhere.yaml' does not exist"):
+    with pytest.raises(ConfigError, match=r"suite 'nowhere.yaml' does not exist"):
         read_suite("nowhere.yaml")
 
 
