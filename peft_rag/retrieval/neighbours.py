@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +13,12 @@ from peft_rag.files import sha256_of_json
 from peft_rag.retrieval.base import Neighbours, Retriever
 from peft_rag.retrieval.cache import cached_arrays
 from peft_rag.retrieval.leaks import only_below, with_similar
+from peft_rag.retrieval.standing import by_group, by_id, by_text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -112,12 +112,14 @@ def forbidden_positions(
 ) -> list[frozenset[int]]:
     """Return for each query the positions it must not see: its own, its duplicates', its group's.
 
+    A document that lies in the corpus in chunks is all of these; see `peft_rag.retrieval.standing`.
+
     Raises:
         RetrievalError: ``same_data`` but a query's id is not in the corpus.
     """
-    own = {document.id: position for position, document in enumerate(corpus)} if same_data else {}
-    texts = _positions_by(map(text_key, corpus.texts)) if exclude_duplicates else {}
-    groups = _positions_by(document.group for document in corpus)
+    own = by_id(corpus) if same_data else {}
+    texts = by_text(corpus) if exclude_duplicates else {}
+    groups = by_group(corpus)
     nothing: frozenset[int] = frozenset()
     forbidden = []
     for query in queries:
@@ -126,15 +128,8 @@ def forbidden_positions(
                 f"query '{query.id}' has no document of that id in the corpus '{corpus.name}', though "
                 "same_data says that its data is the corpus. Read both with the same id field."
             )
-        mine = frozenset((own[query.id],)) if same_data else nothing
+        mine = own.get(query.id, nothing)
         same_text = texts.get(text_key(query.text), nothing) if exclude_duplicates else nothing
         same_group = groups.get(query.group, nothing) if query.group else nothing
         forbidden.append(mine | same_text | same_group)
     return forbidden
-
-
-def _positions_by(keys: Iterable[str]) -> dict[str, frozenset[int]]:
-    positions: dict[str, list[int]] = defaultdict(list)
-    for position, key in enumerate(keys):
-        positions[key].append(position)
-    return {key: frozenset(members) for key, members in positions.items()}

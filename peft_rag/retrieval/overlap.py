@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from peft_rag.errors import ConfigError
 from peft_rag.places import cache_folder as default_folder
 from peft_rag.retrieval.base import Retriever
 from peft_rag.retrieval.neighbours import Query, precompute_neighbours
+from peft_rag.retrieval.standing import by_id, by_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,9 +79,9 @@ def find_overlap(
 ) -> OverlapReport:
     """Find queries that the corpus holds.
 
-    Exact duplicates share `peft_rag.corpus.text_key`; all of them are listed. Near duplicates score at least the
-    threshold by the retriever; of each query's, the nearest 10 are listed besides the exact ones. They are kept on
-    disk, as the neighbours of a run are, and so is what the retriever's encoder gives.
+    Exact duplicates share `peft_rag.corpus.text_key`; all of them are listed, of a document in chunks every chunk. Near
+    duplicates score at least the threshold by the retriever; of each query's, the nearest 10 are listed besides the
+    exact ones. They are kept on disk, as the neighbours of a run are, and so is what the retriever's encoder gives.
 
     Args:
         queries: the Q queries.
@@ -116,11 +116,7 @@ def find_overlap(
 
 
 def _exact(queries: Sequence[Query], corpus: Corpus, same_data: bool) -> list[list[int]]:
-    """Return for each query the positions of documents of its normalised text."""
-    positions: dict[str, list[int]] = defaultdict(list)
-    for position, document in enumerate(corpus):
-        positions[text_key(document.text)].append(position)
-    return [
-        [at for at in positions.get(text_key(query.text), []) if not (same_data and corpus[at].id == query.id)]
-        for query in queries
-    ]
+    """Return for each query the positions of documents of its normalised text, or of the chunks of one."""
+    texts, own = by_text(corpus), by_id(corpus) if same_data else {}
+    nothing: frozenset[int] = frozenset()
+    return [sorted(texts.get(text_key(query.text), nothing) - own.get(query.id, nothing)) for query in queries]

@@ -1,0 +1,67 @@
+"""Where a text stands in a corpus: as a document of it, or as the pieces of one that was cut."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from peft_rag.corpus import Document, text_key
+from peft_rag.retrieval.chunks import CHUNK_NUMBER, DOCUMENT, END, START
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    Positions: TypeAlias = Mapping[str, frozenset[int]]
+
+
+def by_text(documents: Iterable[Document]) -> Positions:
+    """Return the positions of each text by its `peft_rag.corpus.text_key`.
+
+    A document that lies there in chunks stands at all of them: a chunk tells of its text as the whole would.
+    """
+    documents = list(documents)
+    whole = ((_whole([documents[place] for place in places]), places) for places in _in_pieces(documents).values())
+    alone = ((document.text, [place]) for place, document in enumerate(documents))
+    return _gathered((text_key(text), places) for text, places in (*alone, *whole))
+
+
+def by_id(documents: Iterable[Document]) -> Positions:
+    """Return the position of each document by its id, and those of all its chunks by the id of one that was cut."""
+    documents = list(documents)
+    alone = ((document.id, [place]) for place, document in enumerate(documents))
+    return _gathered((*alone, *_in_pieces(documents).items()))
+
+
+def by_group(documents: Iterable[Document]) -> Positions:
+    """Return the positions of each group."""
+    return _gathered((document.group, [place]) for place, document in enumerate(documents))
+
+
+def _in_pieces(documents: Iterable[Document]) -> dict[str, list[int]]:
+    """Return the positions of the chunks of each document that was cut, in the order of its text."""
+    begins: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for place, document in enumerate(documents):
+        whole, start = document.metadata.get(DOCUMENT), document.metadata.get(START)
+        if isinstance(whole, str) and isinstance(start, int) and re.sub(CHUNK_NUMBER, "", document.id) == whole:
+            begins[whole].append((start, place))
+    return {whole: [place for _, place in sorted(found)] for whole, found in begins.items()}
+
+
+def _whole(chunks: Iterable[Document]) -> str:
+    """Return the text that chunks were cut from, one space for what stood between two; they may share some of it."""
+    parts: list[str] = []
+    end = 0
+    for chunk in chunks:
+        start = int(chunk.metadata[START])
+        parts.append(" " + chunk.text if start > end else chunk.text[end - start :])
+        end = max(end, int(chunk.metadata[END]))
+    return "".join(parts)
+
+
+def _gathered(found: Iterable[tuple[str, Iterable[int]]]) -> Positions:
+    gathered: dict[str, set[int]] = defaultdict(set)
+    for key, places in found:
+        gathered[key].update(places)
+    return {key: frozenset(places) for key, places in gathered.items()}
