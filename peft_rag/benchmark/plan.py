@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from peft_rag.fusion.base import Fusion
 
 FORMAT = 1
+_OF_ROWS = ("method.", "fusion.")
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,9 @@ class Search:
 
     @property
     def settings(self) -> Settings:
-        """The run that its neighbours belong to."""
-        return self.setting.settings | {"method": "head", "fusion": NO_FUSION, "seed": self.seed}
+        """The run that its neighbours belong to; what the suite says of rows is not its."""
+        common = {name: value for name, value in self.setting.settings.items() if not name.startswith(_OF_ROWS)}
+        return common | {"method": "head", "fusion": NO_FUSION, "seed": self.seed}
 
     @property
     def fingerprint(self) -> str:
@@ -187,6 +189,7 @@ class Cell:
             "trials": self.study.points,
             "tuning_seed": budget.tuning_seed,
             "controls": sorted(self.setting.suite.controls),
+            "covers": sorted(self.covers),
         }
         return _fingerprint(decisive, self.setting.data)
 

@@ -45,8 +45,15 @@ class Placing:
 
 
 def placings(tables: Sequence[Mapping[Key, float | None]]) -> dict[Key, Placing]:
-    """Return how each row that all data sets have does in them, the best average rank first."""
+    """Return how each row that all data sets have does in them, the best average rank first.
+
+    Where all of them failed they share the mean of the ranks, which favours none.
+
+    >>> {key: one.ranks for key, one in placings([{"a": 0.7, "b": 0.9}, {"a": None, "b": None}]).items()}
+    {'b': (1.0, 1.5), 'a': (2.0, 1.5)}
+    """
     shared = [key for key in tables[0] if all(key in table for table in tables)] if tables else []
-    ranked = [ranks({key: table[key] for key in shared}) for table in tables] if shared else []
+    alike = dict.fromkeys(shared, (len(shared) + 1) / 2)
+    ranked = [ranks({key: table[key] for key in shared}) or alike for table in tables] if shared else []
     placed = {key: Placing(tuple(table[key] for table in ranked)) for key in shared}
     return dict(sorted(placed.items(), key=lambda pair: pair[1].average))

@@ -87,7 +87,7 @@ def bootstrap_rows(rows: Sequence[Drawn], *, resamples: int = RESAMPLES, seed: i
 
 
 def interval(value: float, draws: FloatArray, examples: int, *, least: float = 0.0, level: float = 0.95) -> Score:
-    """Return a value with the middle ``level`` of its draws ``(R,)``.
+    """Return a value with the middle ``level`` of its draws ``(R,)``, as far as it lies within what the value can be.
 
     Where none of them varies, because all examples are alike, there is room for what they did not show
     (`peft_rag.evaluation.bootstrap.unseen`).
@@ -103,7 +103,7 @@ def interval(value: float, draws: FloatArray, examples: int, *, least: float = 0
     low, high = np.percentile(draws, [tail, 100.0 - tail])
     if high - low <= _ROUNDING and value in (least, 0.0, 1.0):
         low, high = max(least, value - unseen(examples, level)), min(1.0, value + unseen(examples, level))
-    return Score(value, float(low), float(high))
+    return Score(value, max(least, float(low)), min(1.0, float(high)))
 
 
 def p_value(draws: FloatArray) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from peft_rag.benchmark.plan import make_plan
+from peft_rag.benchmark.plan import as_run, make_plan
 from peft_rag.benchmark.suite import Suite, suite_from_mapping
 from peft_rag.errors import ConfigError, DataError, PeftRagError
 
@@ -97,6 +97,20 @@ def test_fingerprint_holds_what_decides_the_cell_and_nothing_else(
         return next(cell.fingerprint for cell in make_plan(suite).cells if cell.name == "kinds-lora-knn-s0")
 
     assert (fingerprint(toy_suite()) == fingerprint(toy_suite(**change))) == same
+
+
+def test_row_that_a_cell_stands_for_decides_it_too(toy_suite: MakeSuite) -> None:
+    plain = {"name": "none", "label": "plain"}
+    prints = [make_plan(toy_suite(fusions=[row, "knn"], seeds=[0])).cells[0].fingerprint for row in ("none", plain)]
+    assert prints[0] != prints[1]
+
+
+def test_search_for_a_seed_takes_no_option_of_a_row(toy_suite: MakeSuite) -> None:
+    suite = toy_suite(methods=["lora"], fusions=["knn"], options={"method.r": 4, "fusion.k": 3, "max_length": 32})
+    cell = make_plan(suite).cells[0]
+    assert cell.settings({})["method.r"] == 4
+    assert not [name for name in cell.search.settings if name.startswith(("method.", "fusion."))]
+    assert as_run(cell.search.settings).method == "head"
 
 
 def test_fingerprint_follows_the_content_of_the_data(toy_suite: MakeSuite, mapping: dict[str, Any]) -> None:

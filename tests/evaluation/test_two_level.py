@@ -95,8 +95,17 @@ def test_draws_of_one_seed_equal_a_plain_loop_over_the_same_examples():
     assert draws[0] == pytest.approx(expected)
 
 
+def test_no_interval_leaves_what_the_value_can_be():
+    table = np.stack([np.repeat([1.0, 0.0], [hits, 500 - hits]) for hits in (250, 475)])
+    draws = bootstrap_means([table])[0]
+    assert draws.min() < 0 < 1 < draws.max()
+    score = interval(float(table.mean()), draws, 500)
+    assert (score.low, score.high) == (0.0, 1.0)
+    assert interval(0.9, 40 * (draws - 0.9), 500, least=-1.0).low == -1.0
+
+
 def test_where_seeds_decide_the_interval_is_students():
-    table = np.array([0.2, 0.5, 0.6])[:, None] + np.zeros((3, 500))
+    table = np.array([0.45, 0.5, 0.53])[:, None] + np.zeros((3, 500))
     score = interval(float(table.mean()), bootstrap_means([table], resamples=200_000)[0], table.shape[1])
     half = t.ppf(0.975, 2) * table[:, 0].std(ddof=1) / np.sqrt(3)
     assert score.high - score.value == pytest.approx(half, rel=0.03)
