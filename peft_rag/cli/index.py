@@ -239,6 +239,8 @@ def _search(known: argparse.Namespace) -> None:
     texts = [text for text in (known.text or "", *(_lines(known.queries) if known.queries else ())) if text.strip()]
     if not texts:
         raise ConfigError("there is nothing to search for. Give a text, or a file of texts with --queries.")
+    if any("\ud800" <= sign <= "\udfff" for sign in known.text or ""):
+        raise ConfigError(f"the text {known.text!r} is not UTF-8. Check the terminal's encoding, or use --queries.")
     store = open_store(known)
     for name in known.exclude:
         if name not in store:
@@ -256,6 +258,7 @@ def _search(known: argparse.Namespace) -> None:
 
 
 def _hit(text: str, rank: int, hit: Hit) -> dict[str, Any]:
+    """Describe what was found; numbers that JSON does not have (NaN, infinity) become null."""
     document = hit.document
     return {
         "query": text,
@@ -265,7 +268,7 @@ def _hit(text: str, rank: int, hit: Hit) -> dict[str, Any]:
         "labels": list(document.labels),
         "group": document.group,
         "text": document.text,
-        "metadata": dict(document.metadata),
+        "metadata": json.loads(json.dumps(dict(document.metadata)), parse_constant=lambda number: None),
     }
 
 

@@ -120,8 +120,8 @@ def cut_from(document: Document) -> str:
     'a#2'
     """
     whole = re.sub(CHUNK_NUMBER, "", document.id)
-    known = {DOCUMENT, START, END} <= document.metadata.keys()
-    return whole if known and document.metadata[DOCUMENT] == whole else document.id
+    placed = all(isinstance(document.metadata.get(name), int) for name in (START, END))
+    return whole if placed and document.metadata.get(DOCUMENT) == whole else document.id
 
 
 def chunk_corpus(corpus: Corpus, chunk: Chunker) -> Corpus:

@@ -216,8 +216,9 @@ def check_document(document: Document) -> None:
             f"document '{document.id}': the text has {len(document.text):,} characters; an encoder reads a few "
             f"thousand, and an index takes at most {LONGEST_TEXT:,}. Cut it into several documents of one group."
         )
+    written = json.dumps(dict(document.metadata), ensure_ascii=False, default=str)
     try:
-        for text in (document.id, document.text, document.group, *document.labels):
+        for text in (document.id, document.text, document.group, *document.labels, written):
             text.encode()
     except UnicodeEncodeError as error:
         raise CorpusError(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from peft_rag.corpus import Document, text_key
-from peft_rag.retrieval.chunks import CHUNK_NUMBER, DOCUMENT, END, START
+from peft_rag.retrieval.chunks import END, START, cut_from
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -43,9 +42,9 @@ def _in_pieces(documents: Iterable[Document]) -> dict[str, list[int]]:
     """Return the positions of the chunks of each document that was cut, in the order of its text."""
     begins: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for place, document in enumerate(documents):
-        whole, start = document.metadata.get(DOCUMENT), document.metadata.get(START)
-        if isinstance(whole, str) and isinstance(start, int) and re.sub(CHUNK_NUMBER, "", document.id) == whole:
-            begins[whole].append((start, place))
+        whole = cut_from(document)
+        if whole != document.id:
+            begins[whole].append((document.metadata[START], place))
     return {whole: [place for _, place in sorted(found)] for whole, found in begins.items()}
 
 
@@ -54,9 +53,9 @@ def _whole(chunks: Iterable[Document]) -> str:
     parts: list[str] = []
     end = 0
     for chunk in chunks:
-        start = int(chunk.metadata[START])
+        start = chunk.metadata[START]
         parts.append(" " + chunk.text if start > end else chunk.text[end - start :])
-        end = max(end, int(chunk.metadata[END]))
+        end = max(end, chunk.metadata[END])
     return "".join(parts)
 
 

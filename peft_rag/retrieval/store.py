@@ -222,7 +222,8 @@ class IndexStore:
         if where is not None:
             allowed = np.zeros(len(snapshot.deleted), dtype=bool)
             allowed[snapshot.rows] = [where(document) for document in snapshot.documents()]
-        found = snapshot.search(queries, k, excluded_rows(snapshot, exclude), allowed=allowed, exact=exact)
+        most = min(k, max(1, len(snapshot.rows)))
+        found = snapshot.search(queries, most, excluded_rows(snapshot, exclude), allowed=allowed, exact=exact)
         pairs = [found.row(query) for query in range(len(found))]
         rows = np.array(sorted({row for query in pairs for row, _ in query}), dtype=np.int64)
         documents = dict(zip(rows.tolist(), snapshot.shards.documents(rows), strict=True))
@@ -391,8 +392,9 @@ class _Adding:
         taken = stored_pieces(self._present.shards, self._present.deleted, self._names)
         self._names.clear()
         if taken and self._guarded:
+            numbered = " A document without an id goes by its number; name the field of ids with --id_field."
             raise CorpusError(
-                f"id '{min(taken)}' is in the index '{self._guarded}' already. "
-                "Update documents with --replace, or give the new ones other ids."
+                f"id '{min(taken)}' is in the index '{self._guarded}' already. Update documents with --replace, or "
+                f"give the new ones other ids.{numbered if min(taken).isdecimal() else ''}"
             )
         self.replaced += [row for rows in taken.values() for row in rows]

@@ -65,6 +65,12 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
         ),
         (
             "a.jsonl",
+            '{"id": "new", "text": "x", "source": "\\ud800"}\n',
+            "CorpusError: document 'new': holds half of a surrogate pair (\\ud800), which is no Unicode text. Repair "
+            "or remove the document.",
+        ),
+        (
+            "a.jsonl",
             '{"text": "caf\udce9"}\n',
             "DataError: a.jsonl line 1: byte 0xe9 (byte 14 of the line) is no UTF-8. Convert it with iconv: "
             "iconv -f WINDOWS-1252 -t UTF-8 a.jsonl > utf8.jsonl",
@@ -76,7 +82,7 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
             "Remove it with: tr -d '\\000' < a.csv > clean.csv",
         ),
     ],
-    ids=["duplicate-ids", "empty-text", "ten-megabytes", "not-utf-8", "nul"],
+    ids=["duplicate-ids", "empty-text", "ten-megabytes", "surrogate-in-metadata", "not-utf-8", "nul"],
 )
 def test_corpus_that_cannot_be_stored_changes_nothing(
     here: Path, fails: Fails, name: str, content: str, message: str
@@ -85,6 +91,40 @@ def test_corpus_that_cannot_be_stored_changes_nothing(
     held = sorted((path.name, path.read_bytes()) for path in (here / "kb").iterdir() if path.name != "lock")
     assert fails("add", "kb", "--corpus", name) == message
     assert sorted((path.name, path.read_bytes()) for path in (here / "kb").iterdir() if path.name != "lock") == held
+
+
+def test_documents_without_ids_that_meet_others_are_told_what_they_lack(
+    tmp_path: Path, fails: Fails, tiny_bert: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(tmp_path / "a.jsonl", [{"url": name, "text": "x"} for name in "abc"])
+    assert main(["index", "build", "kb", "--corpus", "a.jsonl", "--encoder", tiny_bert]) == 0
+    said = fails("add", "kb", "--corpus", "a.jsonl")
+    assert said.startswith(
+        "CorpusError: id '1' is in the index 'kb' already. Update documents with --replace, or give "
+    )
+    assert said.endswith(" A document without an id goes by its number; name the field of ids with --id_field.")
+    assert main(["index", "add", "kb", "--corpus", "a.jsonl", "--id_field", "url"]) == 0
+
+
+def test_more_neighbours_than_there_are_documents_are_all_of_them(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert main(["index", "search", "kb", "apple", "--k", "99999999999"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 30
+
+
+def test_what_is_found_is_json_whatever_the_metadata(
+    here: Path, fails: Fails, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "odd.jsonl").write_text('{"id": "odd", "text": "zinc", "price": NaN, "sizes": [1.5, Infinity]}\n')
+    assert main(["index", "add", "kb", "--corpus", "odd.jsonl"]) == 0
+    capsys.readouterr()
+    assert main(["index", "search", "kb", "zinc", "--k", "40"]) == 0
+    rows = [json.loads(line, parse_constant=pytest.fail) for line in capsys.readouterr().out.splitlines()]
+    assert {"price": None, "sizes": [1.5, None]} in [row["metadata"] for row in rows]
+    assert fails("search", "kb", "caf\udce9").startswith("ConfigError: the text 'caf\\udce9' is not UTF-8.")
 
 
 def test_ids_given_twice_in_two_shards_are_named_by_their_numbers(here: Path, fails: Fails, tiny_bert: str) -> None:

@@ -53,7 +53,7 @@ def test_what_lacks_a_piece_is_no_text_that_stands_there(cut: Corpus) -> None:
 def test_metadata_like_that_of_a_chunk_makes_none() -> None:
     documents = [
         Document("page#1", "apple", metadata={"document": "page"}),
-        Document("page#2", "pear", metadata={"document": "page", "start": "6", "end": "10"}),
+        Document("page#2", "pear", metadata={"document": "page", "start": "x", "end": "y"}),
         Document("a-3", "plum", metadata={"document": "a", "start": 0, "end": 4}),
     ]
     assert by_id(documents) == {"page#1": {0}, "page#2": {1}, "a-3": {2}}
