@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peft_rag.benchmark.plan import FORMAT, Cell, Plan, Search, Study
+from peft_rag.benchmark.plan import FORMAT, Cell, Plan, Search, Study, make_plan
 from peft_rag.benchmark.provenance import plugin_packages
 from peft_rag.benchmark.results import DONE, choose, read_result, tuning_of, why_stale
 from peft_rag.benchmark.suite import Entry, Suite
@@ -106,7 +106,8 @@ def open_pieces(plan: Plan, folder: Path, *, redo: bool) -> list[Piece]:
         redo: do again what is stale or did not end well.
 
     Raises:
-        ConfigError: a cell's file is stale, and it is not to be done again; results are never mixed.
+        ConfigError: a file of a cell or a trial is stale, and it is not to be done again, or one that would stand in a
+            table beside what is to be done; results are never mixed.
         ArtefactError: a file is no result.
     """
     stale: dict[str, str] = {}
@@ -116,7 +117,8 @@ def open_pieces(plan: Plan, folder: Path, *, redo: bool) -> list[Piece]:
         if _valid(piece, redo, stale):
             continue
         for needed in needed_by(piece, folder):
-            if needed.target not in todo and not _valid(needed, redo, {}):
+            remade = {} if needed.kind == "search" else stale  # what is found follows from the data alone
+            if needed.target not in todo and not _valid(needed, redo, remade):
                 todo[needed.target] = needed
         todo[piece.target] = piece
     if stale and not redo:
@@ -125,7 +127,25 @@ def open_pieces(plan: Plan, folder: Path, *, redo: bool) -> list[Piece]:
             f"{len(stale)} of the results in '{folder}' no longer count, '{name}' first: {why}. "
             "Run them again with --redo, or keep them and name another folder with --output."
         )
+    if todo:
+        _refuse_mixing(plan, folder)
     return list(todo.values())
+
+
+def _refuse_mixing(plan: Plan, folder: Path) -> None:
+    """Refuse cells of a plan beside stale ones that the same tables hold and a filter leaves out."""
+    chosen, settings = {cell.name for cell in plan.cells}, {cell.setting.name for cell in plan.cells}
+    stale: dict[str, str] = {}
+    for cell in make_plan(plan.suite).cells:
+        if cell.setting.name in settings and cell.name not in chosen:
+            _valid(cell_piece(cell, folder), False, stale)
+    if stale:
+        name, why = next(iter(stale.items()))
+        raise ConfigError(
+            f"{len(stale)} of the results in '{folder}' that --only leaves out no longer count, '{name}' first: {why}. "
+            "New ones would stand beside them in one table. Run all of them again with --redo and without --only, or "
+            "name another folder with --output."
+        )
 
 
 def is_done(piece: Piece) -> bool:

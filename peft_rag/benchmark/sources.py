@@ -14,6 +14,9 @@ from peft_rag.errors import DataError
 from peft_rag.records import SUFFIXES
 from peft_rag.slices import split_slice
 
+_PLACES = ("/", "./", "../", "$")
+"""What a source begins with that names a place on this machine, and neither demo data nor a data set of the hub."""
+
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 
 
@@ -56,9 +59,11 @@ def why_absent(data: DataSet) -> str:
         try:
             path = Path(split_slice(expand(source))[0])
         except DataError as error:
-            return str(error)
+            return str(error).rstrip(".")
         if path.suffix.lower() in SUFFIXES and not path.is_file():
             return f"there is no file {source}"
+        if source.startswith(_PLACES) and not path.exists():
+            return f"there is no file or folder {source}"
     return ""
 
 

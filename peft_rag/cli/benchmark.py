@@ -107,4 +107,7 @@ def _dry_run(plan: Plan, folder: Path, *, redo: bool) -> None:
             print(f"trial   {name} {number}: {', '.join(f'{key} {value}' for key, value in point.items())}")
     trials = sum(piece.kind == "trial" for piece in todo)
     cells = sum(piece.kind == "cell" for piece in todo)
+    if not todo:
+        print("nothing is left to run")
+        return
     print(f"{cells} cells and {trials} trials to run, about {in_words(estimate(todo))} on this machine, one at a time")

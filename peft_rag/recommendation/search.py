@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -130,12 +131,12 @@ class Search:
         return candidates, rungs
 
     def _refuse_too_short(self, pace: Pace, tested: int) -> None:
-        least = pace.of([Rung(1, 1)], 1) / _MINUTE
-        left = max(0.0, self.clock.left) / _MINUTE
-        if left < least:
+        least = pace.of([Rung(1, 1)], 1)
+        if self.clock.left < least:
+            enough = math.ceil(10 * (least + self.clock.passed) / _MINUTE) / 10
             raise ConfigError(
                 f"--budget-minutes {self.options.budget_minutes:g} is too short: one trial and the final run, with "
-                f"{tested:,} test texts, take about {least:.2g} minutes here, and {left:.2g} are left. Give more."
+                f"{tested:,} test texts, and what comes before them take about {enough:g} minutes here. Give more."
             )
 
     def _measure(self, splits: Splits) -> Pace:

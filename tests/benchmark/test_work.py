@@ -245,3 +245,29 @@ def test_cells_of_a_suite_leave_out_the_same_records_and_say_so(toy_suite: MakeS
     assert result["status"] == "done", result["error"]
     assert result["left_out"]["test"]["count"] == 1
     assert len(result["targets"]) == 30
+
+
+@pytest.mark.parametrize("redo", [False, True])
+def test_new_results_never_stand_beside_stale_ones_in_a_table(toy_suite: MakeSuite, tmp_path: Path, redo: bool) -> None:
+    suite = toy_suite(methods=["head"], fusions=["knn"], seeds=[0, 1])
+    plan, second = make_plan(suite), make_plan(suite, {"seed": frozenset({"1"})})
+    old = cell_piece(plan.cells[0], tmp_path)
+    made = {"sources": {}, "status": "done", "suite_fingerprint": old.fingerprint}
+    write_result(old.target, made)
+    assert [one.kind for one in open_pieces(second, tmp_path, redo=redo)] == ["search", "trial", "trial", "cell"]
+    write_result(old.target, {**made, "sources": {"peft_rag.errors": "0" * 16}})
+    with pytest.raises(
+        ConfigError, match=r"1 of the results in .* that --only leaves out no longer count, 'kinds-head-"
+    ):
+        open_pieces(second, tmp_path, redo=redo)
+    assert len(open_pieces(plan, tmp_path, redo=True)) == 6
+
+
+def test_trial_that_other_code_made_is_not_run_again_unasked(toy_suite: MakeSuite, tmp_path: Path) -> None:
+    plan = make_plan(toy_suite(methods=["head"], fusions=["knn"], seeds=[0]))
+    trial = needed_by(cell_piece(plan.cells[0], tmp_path), tmp_path)[1]
+    made = {"sources": {"peft_rag.errors": "0" * 16}, "status": "done", "suite_fingerprint": trial.fingerprint}
+    write_result(trial.target, made)
+    with pytest.raises(ConfigError, match=r"1 of the results in .* no longer count, 'kinds-head trial 1' first: the"):
+        open_pieces(plan, tmp_path, redo=False)
+    assert trial in open_pieces(plan, tmp_path, redo=True)

@@ -156,7 +156,8 @@ def test_time_is_kept_by_fewer_steps_and_a_search_without_time_says_how_much_it_
     monkeypatch.setattr(Clock, "passed", property(lambda self: now[0]))
     with pytest.raises(
         ConfigError,
-        match=r"--budget-minutes 0.1 is too short: one trial and the final run, with 30 test texts, take .* Give more",
+        match=r"--budget-minutes 0.1 is too short: one trial and the final run, with 30 test texts, and what comes "
+        r"before them take about 0\.2 minutes here. Give more\.",
     ):
         recommend(make_config(max_steps=60), replace(SMALL, budget_minutes=0.1), say)
     now[0] = 0.0

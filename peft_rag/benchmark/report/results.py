@@ -193,6 +193,15 @@ def _checked(results: Results) -> Results:
     return results
 
 
+def _retrieval_alone(cells: Iterable[Cell]) -> dict[int, tuple[Cell, str]]:
+    """Take retrieval alone from one fusion, as others may retrieve otherwise: from the one with the most seeds."""
+    found: dict[str, dict[int, tuple[Cell, str]]] = {}
+    for cell in cells:
+        if RETRIEVAL_ALONE in cell.arms:
+            found.setdefault(cell.fusion, {}).setdefault(cell.seed, (cell, RETRIEVAL_ALONE))
+    return max(found.values(), key=len, default={})
+
+
 def _rows(cells: Sequence[Cell], setting: Setting) -> list[Row]:
     """Gather the cells of a setting into rows: trained ones, those covered by them, and retrieval alone."""
     seeds = tuple(sorted({cell.seed for cell in cells}))
@@ -205,9 +214,9 @@ def _rows(cells: Sequence[Cell], setting: Setting) -> list[Row]:
         for fusion in covers:
             if RowKey(cell.method, fusion) not in own:
                 sources.setdefault(RowKey(cell.method, fusion), {})[cell.seed] = (cell, OFF)
-    for cell in cells:
-        if RETRIEVAL_ALONE in cell.arms:
-            sources.setdefault(RowKey(ALONE, NONE), {}).setdefault(cell.seed, (cell, RETRIEVAL_ALONE))
+    alone = _retrieval_alone(cells)
+    if alone:
+        sources[RowKey(ALONE, NONE)] = alone
     return [
         Row(
             setting,

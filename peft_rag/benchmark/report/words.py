@@ -140,7 +140,9 @@ def findings(table: Table) -> list[str]:
     first = f"{best.row.label} comes first with {with_deviation(best.metrics[table.metric])}% {table.metric}"
     if best.against_reference is not None and table.reference is not None:
         first += f"; against {table.reference.label} it is {_as_clause(best.against_reference)}"
-    return [first + ".", *_alike(table), *_retrieval(table), *_written(table), *_lacking(table)]
+    missing = "No row is compared with a reference: the one that the suite names, or head, has no result here."
+    unreferred = [missing] if table.reference is None and len(table.results) > 1 else []
+    return [first + ".", *unreferred, *_alike(table), *_retrieval(table), *_written(table), *_lacking(table)]
 
 
 def _alike(table: Table) -> list[str]:

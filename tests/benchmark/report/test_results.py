@@ -8,6 +8,7 @@ from peft_rag.benchmark.report.checks import notices
 from peft_rag.benchmark.report.grids import costs_grid, results_grid
 from peft_rag.benchmark.report.markdown import markdown
 from peft_rag.benchmark.report.results import RowKey, read_results
+from peft_rag.benchmark.report.words import findings
 from peft_rag.errors import ArtefactError
 from tests.benchmark.report.simulated import write_results
 
@@ -49,6 +50,30 @@ def test_a_cell_of_its_own_goes_before_a_covering_one(tmp_path):
 def test_a_knn_cell_stands_for_no_retrieval_where_the_file_does_not_say(tmp_path):
     changes = {f"topics-lora-knn-s{seed}": {"covers": []} for seed in range(3)}
     assert row_of(read(tmp_path, changes=changes), "lora", "none").complete
+
+
+def test_retrieval_alone_is_that_of_one_fusion(tmp_path):
+    lost = tuple(f"topics-{method}-concat-s1" for method in SMALL["methods"])
+    results = read(tmp_path, fusions=("knn", "concat"), failed=lost)
+    alone = row_of(results, "retrieval alone", "none")
+    assert {seed: cell.fusion for seed, cell in alone.cells.items()} == {0: "knn", 1: "knn", 2: "knn"}
+
+
+def test_a_reference_row_without_a_result_is_said_to_lack(tmp_path):
+    results = read(tmp_path)
+    (lacking,) = analyse(results, {"method": "head", "fusion": "plain"})
+    (there,) = analyse(results, {"method": "head"})
+    said = "No row is compared with a reference: the one that the suite names, or head, has no result here."
+    assert said in findings(lacking)
+    assert said not in findings(there)
+
+
+def test_a_data_set_in_which_every_row_failed_has_a_report(tmp_path):
+    lost = tuple(f"topics-{method}-knn-s{seed}" for method in SMALL["methods"] for seed in range(3))
+    results = read(tmp_path, datasets=("topics", "other"), failed=lost)
+    tables = analyse(results, {})
+    assert {placing.ranks[1] for placing in overall_ranks(tables).values()} == {2.5}
+    assert "No row has all its seeds yet." in markdown(results, tables)
 
 
 def test_failed_and_diverged_cells_stay_rows_and_rank_last(tmp_path):
