@@ -172,7 +172,14 @@ IA3 = Method(
 Source: Liu et al. 2022, arXiv:2205.05638.
 """
 
-LILY = shipped(peft.tuners.LilyConfig, mergeable=False)
+LILY = shipped(
+    peft.tuners.LilyConfig,
+    mergeable=False,
+    limits={
+        "rows treated alike": "its router averages over the batch, so that an answer depends on what else is asked; "
+        "predict with --batch-size 1"
+    },
+)
 """Low-rank updates whose parts are shared across layers and mixed by a router.
 
 Source: Zhong et al. 2024, arXiv:2407.09946.

@@ -50,6 +50,8 @@ def _show(group: Group, name: str) -> None:
     print(f"from {plugin.distribution} ({plugin.target})")
     if plugin.source:
         print(f"source: {plugin.source}")
+    for promise, reason in getattr(loaded, "limits", {}).items():
+        print(f"does not hold: {promise} ({reason})")
     options = list(_method_options(name) if group is METHODS else _options(loaded))
     print()
     if not options:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -40,12 +41,15 @@ JSON = "config survives JSON"
 UNTOUCHED = "failed attach leaves the model untouched"
 DISABLE = "disabling"
 SEVERAL = "several adapters"
+ROWS = "rows treated alike"
+MIXED = "mixed batches"
 MERGE = "merging"
 UNMERGE = "unmerging"
 
 _ROWS, _LENGTH, _TARGET_LENGTH = 2, 7, 5
 _STEPS = 4
-_MERGE_TOLERANCE = 1e-5
+_TOLERANCE = 1e-5
+_STIR = 0.05
 
 MakeBackbone = Callable[[], PreTrainedModel]
 
@@ -96,10 +100,12 @@ def check_method(method: str | Method, make_backbone: MakeBackbone, **options: A
     """Check that a PEFT method keeps its promises on a backbone.
 
     The properties: the output at initialisation is the backbone's, bit for bit, unless the method says why not;
-    training changes the trained tensors and no other; each of them receives a gradient; saving and loading into a
-    fresh backbone reproduces the output bit for bit; the config survives JSON; a failed attach leaves the model as it
-    was; disabling gives the backbone's output bit for bit; several adapters do not disturb each other; merging, where
-    claimed, keeps the output within 1e-5.
+    training changes the trained tensors and no other; each of them receives a gradient; saving and loading into a fresh
+    backbone reproduces the output bit for bit; the config survives JSON; a failed attach leaves the model as it was;
+    disabling gives the backbone's output bit for bit; several adapters do not disturb each other; a row's output is
+    what it is alone, also beside rows of another adapter where the tuner takes mixed batches; merging, where claimed,
+    keeps the output. The last three hold within 1e-5, and are asked where the trained tensors are far enough from where
+    they began for a mistake to show.
 
     Args:
         method: a name, or a `Method` that no entry point names yet.
@@ -130,7 +136,10 @@ def check_method(method: str | Method, make_backbone: MakeBackbone, **options: A
     _check_disable(case, model, inputs, plain)
     _check_reload(case, model, inputs, trained)
     _check_several(case, model, inputs, trained)
-    _check_merge(case, model, inputs, trained)
+    far = _stirred(model, inputs, plain)
+    _check_rows(case, model, inputs, far)
+    _check_mixed(case, model, inputs)
+    _check_merge(case, model, inputs, far)
     return MethodCheck(report, tuple(case.checked), case.skipped)
 
 
@@ -306,6 +315,46 @@ def _check_several(case: _Case, model: PeftModel, inputs: dict[str, Tensor], tra
                 raise ConformanceError(f"{SEVERAL}: switching to '{name}' does not give its output again.")
 
 
+def _stirred(model: PeftModel, inputs: dict[str, Tensor], plain: Tensor) -> Tensor:
+    """Move the trained tensors by far more than a few small steps do, and return the output."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(_STIR * torch.randn(parameter.shape, generator=generator).to(parameter.dtype))
+    output = _output(model, inputs)
+    moved = (output - plain).abs().max().item() if output.shape == plain.shape else math.inf
+    least = 10 * _TOLERANCE * max(1.0, plain.abs().max().item())
+    if trainable_names(model) and not moved > least:
+        raise ConformanceError(
+            f"{ROWS}: moving every trained tensor by about {_STIR} moves the output by {moved:.2e}, too little to tell "
+            "right from wrong. Let the trained tensors count for more."
+        )
+    return output
+
+
+def _check_rows(case: _Case, model: PeftModel, inputs: dict[str, Tensor], together: Tensor) -> None:
+    if not case.wants(ROWS):
+        return
+    with case.property(ROWS):
+        for row in range(_ROWS):
+            alone = _output(model, {name: tensor[row : row + 1] for name, tensor in inputs.items()})
+            _check_close(ROWS, f"of row {row + 1} in a batch, against the row alone,", together[row : row + 1], alone)
+
+
+def _check_mixed(case: _Case, model: PeftModel, inputs: dict[str, Tensor]) -> None:
+    if SEVERAL not in case.checked or not getattr(model.base_model, "mixed_batches", False):
+        return
+    with case.property(MIXED):
+        names = ["default", "second"]
+        with torch.no_grad():
+            mixed = _forward(model, {**inputs, "adapter_names": names})
+        for row, name in enumerate(names):
+            model.set_adapter(name)
+            _check_close(MIXED, f"of a row of '{name}' beside one of another", mixed[row], _output(model, inputs)[row])
+        model.set_adapter("default")
+
+
 def _check_merge(case: _Case, model: PeftModel, inputs: dict[str, Tensor], trained: Tensor) -> None:
     if not case.wants(MERGE, "" if case.method.mergeable else "the method does not claim it"):
         return
@@ -324,11 +373,11 @@ def _check_merge(case: _Case, model: PeftModel, inputs: dict[str, Tensor], train
 
 def _check_close(what: str, how: str, found: Tensor, wanted: Tensor) -> None:
     off = (found - wanted).abs().max().item()
-    if not off <= _MERGE_TOLERANCE * max(1.0, wanted.abs().max().item()):
-        raise ConformanceError(f"{what}: the output {how} differs by {off:.2e}, more than {_MERGE_TOLERANCE:.0e}.")
+    if not off <= _TOLERANCE * max(1.0, wanted.abs().max().item()):
+        raise ConformanceError(f"{what}: the output {how} differs by {off:.2e}, more than {_TOLERANCE:.0e}.")
 
 
-def _forward(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+def _forward(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
     output = model(**inputs)
     result: Tensor = output.logits if "logits" in output else output.last_hidden_state
     return result

@@ -86,6 +86,28 @@ class SharesWeights(Sound):
         return next(iter(self.weights.values()), None) or super().build(config)
 
 
+class LooksAtTheBatch(Sound):
+    def change_output(self, adapter: str, args: Args, output: Tensor) -> Tensor:
+        weights = self.weights[adapter]
+        return output * (1 + weights["l"] * output.mean()) + weights["m"]
+
+
+class MixesUp(Sound):
+    def _forward_mixed(self, args: Args, kwargs: dict[str, Any], adapter_names: Any) -> Any:
+        return super()._forward_mixed(args, kwargs, sorted(adapter_names, reverse=True))
+
+
+class ForgetsTheBias(Sound):
+    def merged_parameters(self, adapter: str) -> dict[str, Tensor]:
+        return {"weight": super().merged_parameters(adapter)["weight"]}
+
+
+class HardlyCounts(Sound):
+    def change_output(self, adapter: str, args: Args, output: Tensor) -> Tensor:
+        weights = self.weights[adapter]
+        return output * (1 + 1e-3 * weights["l"]) + 1e-3 * weights["m"]
+
+
 class MergesWrongly(Sound):
     def merged_parameters(self, adapter: str) -> dict[str, Tensor]:
         return {"bias": super().merged_parameters(adapter)["bias"] + 0.01}
@@ -123,6 +145,8 @@ def test_sound_method_passes_and_the_report_names_every_property() -> None:
         kit.UNTOUCHED,
         kit.DISABLE,
         kit.SEVERAL,
+        kit.ROWS,
+        kit.MIXED,
         kit.MERGE,
         kit.UNMERGE,
     }
@@ -140,12 +164,21 @@ def test_sound_method_passes_and_the_report_names_every_property() -> None:
         (ForgetsOnSaving, rf"^{kit.RELOAD}: the output after loading differs"),
         (StaysOn, rf"^{kit.DISABLE}: with the adapter disabled"),
         (SharesWeights, rf"^{kit.SEVERAL}: switching to 'default'"),
+        (LooksAtTheBatch, rf"^{kit.ROWS}: the output of row 1 in a batch, against the row alone, differs"),
+        (MixesUp, rf"^{kit.MIXED}: the output of a row of 'default' beside one of another differs"),
+        (HardlyCounts, rf"^{kit.ROWS}: moving every trained tensor by about 0.05 moves the output by"),
         (MergesWrongly, rf"^{kit.UNMERGE}: the output merged differs"),
     ],
 )
 def test_broken_method_fails_with_the_promise_it_breaks(layer: type[TunerLayer], message: str) -> None:
     with pytest.raises((ConformanceError, MethodError), match=message):
         check_method(method_with(layer), BERT)
+
+
+@pytest.mark.parametrize("learning_rate", [1e-2, 1e-5])
+def test_wrong_merge_is_found_however_little_is_trained(learning_rate: float) -> None:
+    with pytest.raises(ConformanceError, match=rf"^{kit.UNMERGE}: the output merged differs"):
+        check_method(method_with(ForgetsTheBias, learning_rate=learning_rate), BERT)
 
 
 def test_config_that_changes_on_the_way_through_json_fails() -> None:
