@@ -268,9 +268,8 @@ def test_a_flag_that_is_no_switch_cannot_stand_alone(words: list[str], peft_rag:
     }
 
 
-def test_what_a_method_does_not_promise_is_shown_with_it(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["methods", "adalora"]) == 0
-    said = capsys.readouterr().out
-    assert "does not hold: several adapters (peft trains one AdaLoRA adapter at a time)" in said.splitlines()
-    assert main(["methods", "lora"]) == 0
-    assert "does not hold" not in capsys.readouterr().out
+def test_what_a_method_does_not_promise_is_shown_with_it(peft_rag: Run) -> None:
+    status, out, _ = peft_rag("methods", "adalora")
+    assert status == 0
+    assert "does not hold: several adapters (peft trains one AdaLoRA adapter at a time)" in out.splitlines()
+    assert "does not hold" not in peft_rag("methods", "lora")[1]
