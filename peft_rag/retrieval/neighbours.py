@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_rag.corpus import Corpus, text_key
+from peft_rag.corpus import Corpus
 from peft_rag.errors import RetrievalError
 from peft_rag.files import sha256_of_json
 from peft_rag.retrieval.base import Neighbours, Retriever
 from peft_rag.retrieval.cache import cached_arrays
 from peft_rag.retrieval.leaks import only_below, with_similar
-from peft_rag.retrieval.standing import by_group, by_id, by_text
+from peft_rag.retrieval.standing import Texts, by_group, by_id
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -118,7 +118,7 @@ def forbidden_positions(
         RetrievalError: ``same_data`` but a query's id is not in the corpus.
     """
     own = by_id(corpus) if same_data else {}
-    texts = by_text(corpus) if exclude_duplicates else {}
+    texts = Texts(corpus) if exclude_duplicates else None
     groups = by_group(corpus)
     nothing: frozenset[int] = frozenset()
     forbidden = []
@@ -129,7 +129,7 @@ def forbidden_positions(
                 "same_data says that its data is the corpus. Read both with the same id field."
             )
         mine = own.get(query.id, nothing)
-        same_text = texts.get(text_key(query.text), nothing) if exclude_duplicates else nothing
+        same_text = texts.places(query.text) if texts else nothing
         same_group = groups.get(query.group, nothing) if query.group else nothing
         forbidden.append(mine | same_text | same_group)
     return forbidden

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from peft_rag.corpus import Corpus, text_key
+from peft_rag.corpus import Corpus
 from peft_rag.errors import ConfigError
 from peft_rag.places import cache_folder as default_folder
 from peft_rag.retrieval.base import Retriever
 from peft_rag.retrieval.neighbours import Query, precompute_neighbours
-from peft_rag.retrieval.standing import by_id, by_text
+from peft_rag.retrieval.standing import Texts, by_id
 
 if TYPE_CHECKING:
     import numpy as np
@@ -117,6 +117,6 @@ def find_overlap(
 
 def _exact(queries: Sequence[Query], corpus: Corpus, same_data: bool) -> list[list[int]]:
     """Return for each query the positions of documents of its normalised text, or of the chunks of one."""
-    texts, own = by_text(corpus), by_id(corpus) if same_data else {}
+    texts, own = Texts(corpus), by_id(corpus) if same_data else {}
     nothing: frozenset[int] = frozenset()
-    return [sorted(texts.get(text_key(query.text), nothing) - own.get(query.id, nothing)) for query in queries]
+    return [sorted(texts.places(query.text) - own.get(query.id, nothing)) for query in queries]

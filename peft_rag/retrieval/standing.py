@@ -15,15 +15,25 @@ if TYPE_CHECKING:
     Positions: TypeAlias = Mapping[str, frozenset[int]]
 
 
-def by_text(documents: Iterable[Document]) -> Positions:
-    """Return the positions of each text by its `peft_rag.corpus.text_key`.
+class Texts:
+    """Where each text of a corpus stands.
 
-    A document that lies there in chunks stands at all of them: a chunk tells of its text as the whole would.
+    Two texts are one where their `peft_rag.corpus.text_key` is the same. A document that lies there in chunks stands at
+    all of them, since a chunk tells of its text as the whole would; of it letters and digits are compared, because a
+    tokenizer may drop other signs, and a chunk ends where tokens do.
     """
-    documents = list(documents)
-    whole = ((_whole([documents[place] for place in places]), places) for places in _in_pieces(documents).values())
-    alone = ((document.text, [place]) for place, document in enumerate(documents))
-    return _gathered((text_key(text), places) for text, places in (*alone, *whole))
+
+    def __init__(self, documents: Iterable[Document]) -> None:
+        """Take the documents, in the order of their positions."""
+        documents = list(documents)
+        pieces = _in_pieces(documents).values()
+        self._alone = _gathered((text_key(document.text), [place]) for place, document in enumerate(documents))
+        self._cut = _gathered((_signs(_whole([documents[place] for place in places])), places) for places in pieces)
+
+    def places(self, text: str) -> frozenset[int]:
+        """Return the positions of a text; none where it does not stand there."""
+        found: frozenset[int] = self._alone.get(text_key(text), frozenset())
+        return found | self._cut.get(_signs(text), frozenset()) if self._cut else found
 
 
 def by_id(documents: Iterable[Document]) -> Positions:
@@ -46,6 +56,12 @@ def _in_pieces(documents: Iterable[Document]) -> dict[str, list[int]]:
         if whole != document.id:
             begins[whole].append((document.metadata[START], place))
     return {whole: [place for _, place in sorted(found)] for whole, found in begins.items()}
+
+
+def _signs(text: str) -> str:
+    """Return the letters and digits of a text; all of it where it has none."""
+    key = text_key(text)
+    return "".join(filter(str.isalnum, key)) or key
 
 
 def _whole(chunks: Iterable[Document]) -> str:

@@ -7,13 +7,13 @@ from functools import partial
 import pytest
 from transformers import AutoTokenizer
 
-from peft_rag.corpus import Corpus, Document, text_key
+from peft_rag.corpus import Corpus, Document
 from peft_rag.retrieval.chunks import chunk_by_sentences, chunk_by_tokens, chunk_corpus
 from peft_rag.retrieval.neighbours import Query, forbidden_positions
 from peft_rag.retrieval.overlap import EXACT, find_overlap
-from peft_rag.retrieval.standing import by_group, by_id, by_text
+from peft_rag.retrieval.standing import Texts, by_group, by_id
 
-LONG = "Apple pear plum.  The fig was ripe!\n\nIron and copper rust. The Danube flows to the sea, the Volga to a lake."
+LONG = "Apple pear\ufffd plum.  The fig was ripe!\n\nIron and copper rust. The Danube flows to the sea, the Volga to a lake."
 OTHER = "Apple pear plum.  The fig was green."
 
 
@@ -35,18 +35,18 @@ def pieces(corpus: Corpus, whole: str) -> frozenset[int]:
 
 
 def test_a_text_stands_at_all_pieces_of_it(cut: Corpus) -> None:
-    texts, ids = by_text(cut), by_id(cut)
+    texts, ids = Texts(cut), by_id(cut)
     assert len(pieces(cut, "long")) > 2
     for name, text in (("long", LONG), ("other", OTHER), ("short", "iron")):
-        assert texts[text_key(text.upper())] == ids[name] == pieces(cut, name), name
+        assert texts.places(text.upper()) == ids[name] == pieces(cut, name), name
     for place, one in enumerate(cut):
-        assert place in texts[text_key(one.text)] & ids[one.id]
+        assert place in texts.places(one.text) & ids[one.id]
     assert by_group(cut) == {"long": pieces(cut, "long"), "mine": pieces(cut, "other"), "short": pieces(cut, "short")}
 
 
 def test_what_lacks_a_piece_is_no_text_that_stands_there(cut: Corpus) -> None:
     left = Corpus([one for one in cut if one.id != "long#2"])
-    assert text_key(LONG) not in by_text(left)
+    assert Texts(left).places(LONG) == frozenset()
     assert by_id(left)["long"] == pieces(left, "long")
 
 
