@@ -13,7 +13,7 @@ from peft_rag.retrieval.neighbours import Query, forbidden_positions
 from peft_rag.retrieval.overlap import EXACT, find_overlap
 from peft_rag.retrieval.standing import Texts, by_group, by_id
 
-LONG = "Apple pear\ufffd plum.  The fig was ripe!\n\nIron and copper rust. The Danube flows to the sea, the Volga to a lake."
+LONG = "Apple pear\ufffd plum.  The fig was ripe!\n\nIron and copper rust. The Danube flows to the sea, the Volga too."
 OTHER = "Apple pear plum.  The fig was green."
 
 
