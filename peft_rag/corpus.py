@@ -153,8 +153,17 @@ def text_key(text: str) -> str:
     >>> text_key("A  ﬁne\nday") == text_key("a fine day")
     True
     """
+    return hashlib.sha256(folded_text(text).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def folded_text(text: str) -> str:
+    r"""Return a text as all have it that differ from it only in case, white space or Unicode form.
+
+    >>> folded_text("A  ﬁne\nday ")
+    'a fine day'
+    """
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    return hashlib.sha256(_SPACE.sub(" ", folded).strip().encode("utf-8", "surrogatepass")).hexdigest()
+    return _SPACE.sub(" ", folded).strip()
 
 
 def read_document(

@@ -120,7 +120,7 @@ def _evaluate(known: argparse.Namespace, rest: Sequence[str]) -> None:
     for name, value in result.items():
         say(f"{name.ljust(26)}{_shown(value)}")
     if known.save_ef:
-        _save_ef(known.corpus, result[_ef_line(known)])
+        _save_ef(options.get("folder", known.corpus), result[_ef_line(known)])
     if known.output:
         about = {"retriever": known.retriever, "settings": retriever.settings(), "queries": len(queries)}
         write_result(known.output, {**about, "documents": len(corpus), "k": known.k, "scores": result})

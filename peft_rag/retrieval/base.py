@@ -128,6 +128,11 @@ class Retriever(ABC):
         """Whether scores are cosines of sentence vectors, so that one threshold means the same anywhere."""
         return False
 
+    @property
+    def compares_parts(self) -> bool:
+        """Whether a score is that of a part of a document, so that it does not tell how alike two texts are."""
+        return False
+
     @abstractmethod
     def index(self, corpus: Corpus, progress: str | None = None) -> None:
         """Make a corpus searchable, in place of any indexed before."""

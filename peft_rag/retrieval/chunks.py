@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from peft_rag.corpus import Corpus, Document
-from peft_rag.errors import ConfigError
+from peft_rag.errors import ConfigError, CorpusError
 from peft_rag.retrieval.base import Encoder, check_k
 from peft_rag.retrieval.vectors import exact_search
 
@@ -92,7 +92,8 @@ def chunker(
         chunk_overlap: tokens that two chunks share, or sentences; a quarter of the size, or 1, if None.
 
     Raises:
-        ConfigError: the kind is unknown, a number is out of range, or a chunk is more than the encoder reads.
+        ConfigError: the kind is unknown, a number is out of range, or a chunk is more than the encoder reads. What is
+            returned raises `CorpusError` for a document whose id is like that of a chunk.
     """
     if kind not in ("tokens", "sentences"):
         raise ConfigError(f"documents are cut by tokens or by sentences, not by {kind!r}.")
@@ -105,10 +106,20 @@ def chunker(
     if kind == "tokens":
         overlap = size // 4 if chunk_overlap is None else chunk_overlap
         _check_sizes(size, overlap)
-        return lambda document: chunk_by_tokens(document, tokenizer, size, overlap)
+        return lambda document: chunk_by_tokens(_cuttable(document), tokenizer, size, overlap)
     shared = 1 if chunk_overlap is None else chunk_overlap
     _check_sentences(size, shared)
-    return lambda document: chunk_by_sentences(document, tokenizer, size, shared)
+    return lambda document: chunk_by_sentences(_cuttable(document), tokenizer, size, shared)
+
+
+def _cuttable(document: Document) -> Document:
+    """Refuse a document whose id would be that of a chunk of another, so that each could be taken for the other."""
+    if re.search(CHUNK_NUMBER, document.id):
+        raise CorpusError(
+            f"document '{document.id}': its id ends as those of chunks do. Give it another, or leave --chunk away if "
+            "these are chunks already."
+        )
+    return document
 
 
 def cut_from(document: Document) -> str:

@@ -10,12 +10,13 @@ from peft_rag.corpus import Corpus
 from peft_rag.files import sha256_of_json
 from peft_rag.retrieval.base import NO_POSITION, Neighbours, Retriever
 from peft_rag.retrieval.cache import cached_arrays
+from peft_rag.retrieval.wholes import whole_scores
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-FORMAT = 1
+FORMAT = 2
 _FIRST_LOOK = 16
 
 
@@ -24,7 +25,8 @@ def similar_positions(
 ) -> list[frozenset[int]]:
     """Return for each text every document whose score is at or above a threshold, found once and kept on disk.
 
-    The search is widened for the texts whose farthest neighbour is still too similar, until it is not.
+    The search is widened for the texts whose farthest neighbour is still too similar, until it is not. Documents in
+    chunks are compared as wholes besides (`peft_rag.retrieval.wholes`).
 
     Args:
         retriever: whose scores are compared; the corpus is indexed if it does not hold it yet.
@@ -51,7 +53,10 @@ def similar_positions(
 
         if retriever.corpus_fingerprint != corpus.fingerprint:
             retriever.index(corpus, progress="corpus")
-        found = _all_above(retriever, texts, threshold, len(corpus), f"look-alikes of {name}")
+        title = f"look-alikes of {name}"
+        near = _all_above(retriever, texts, threshold, len(corpus), title)
+        wholes = whole_scores(retriever, corpus, texts, threshold, title)
+        found = [sorted({*parts, *whole}) for parts, whole in zip(near, wholes, strict=True)]
         counts = np.array([len(positions) for positions in found], dtype=np.int64)
         # One more than there are, because an array of nothing cannot be memory-mapped.
         positions = np.array([*(place for row in found for place in row), NO_POSITION], dtype=np.int64)

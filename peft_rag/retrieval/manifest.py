@@ -165,7 +165,7 @@ def read_manifest(folder: Path) -> Manifest:
     """Read a manifest that is intact; the files it names are not looked at.
 
     Raises:
-        RetrievalError: there is none, it is damaged, or of another format.
+        RetrievalError: there is none, it is damaged, of another format, or names files that are not an index's own.
     """
     path = folder / MANIFEST
     try:
@@ -184,7 +184,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise damaged(folder, MANIFEST)
     if content.pop("format", None) != FORMAT:
         raise RetrievalError(f"'{folder}' is no index of format {FORMAT}. Build it anew with this version of peft-rag.")
-    return Manifest(
+    manifest = Manifest(
         **content
         | {
             "settings": StoreSettings(**content["settings"]),
@@ -192,6 +192,10 @@ def read_manifest(folder: Path) -> Manifest:
             "graph": GraphEntry(**content["graph"]) if content["graph"] else None,
         }
     )
+    foreign = [name for name in (*manifest.names, *manifest.files) if not is_ours(name) or name != Path(name).name]
+    if foreign:
+        raise RetrievalError(f"the index '{folder}' names a file that no index has, {foreign[0]!r}. Do not trust it.")
+    return manifest
 
 
 def check_files(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:

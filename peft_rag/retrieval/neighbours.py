@@ -18,7 +18,7 @@ from peft_rag.retrieval.standing import Texts, by_group, by_id
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from peft_rag.places import cache_folder as default_folder
 from peft_rag.retrieval.base import Retriever
 from peft_rag.retrieval.neighbours import Query, precompute_neighbours
 from peft_rag.retrieval.standing import Texts, by_id
+from peft_rag.retrieval.wholes import whole_scores
 
 if TYPE_CHECKING:
     import numpy as np
@@ -109,8 +110,13 @@ def find_overlap(
             same_data=same_data,
             exclude_duplicates=True,
         )
-        for row in range(len(queries)):
-            found[row] += [Overlap(row, at, NEAR, score) for at, score in near.row(row) if score >= threshold]
+        wholes = whole_scores(retriever, corpus, [query.text for query in queries], threshold, "overlap")
+        own = by_id(corpus) if same_data else {}
+        for row, query in enumerate(queries):
+            scores = ({} if retriever.compares_parts else dict(near.row(row))) | wholes[row]
+            known = {*exact[row], *own.get(query.id, ())}
+            ranked = sorted(scores.items(), key=lambda pair: (-pair[1], pair[0]))
+            found[row] += [Overlap(row, at, NEAR, one) for at, one in ranked if one >= threshold and at not in known]
     pairs = tuple(pair for row in range(len(queries)) for pair in found[row])
     return OverlapReport(len(queries), len(corpus), None if retriever is None else threshold, pairs)
 

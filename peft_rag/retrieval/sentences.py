@@ -51,6 +51,10 @@ class SentencesRetriever(Retriever):
     def cosine(self) -> bool:
         return True
 
+    @property
+    def compares_parts(self) -> bool:
+        return True
+
     def settings(self) -> dict[str, Any]:
         return {}
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from peft_rag.corpus import Document, text_key
+from peft_rag.corpus import Document, folded_text, text_key
 from peft_rag.retrieval.chunks import END, START, cut_from
 
 if TYPE_CHECKING:
@@ -26,9 +26,11 @@ class Texts:
     def __init__(self, documents: Iterable[Document]) -> None:
         """Take the documents, in the order of their positions."""
         documents = list(documents)
-        pieces = _in_pieces(documents).values()
+        pieces = in_pieces(documents).values()
         self._alone = _gathered((text_key(document.text), [place]) for place, document in enumerate(documents))
-        self._cut = _gathered((_signs(_whole([documents[place] for place in places])), places) for places in pieces)
+        self._cut = _gathered(
+            (_signs(put_together([documents[place] for place in places])), places) for places in pieces
+        )
 
     def places(self, text: str) -> frozenset[int]:
         """Return the positions of a text; none where it does not stand there."""
@@ -40,7 +42,7 @@ def by_id(documents: Iterable[Document]) -> Positions:
     """Return the position of each document by its id, and those of all its chunks by the id of one that was cut."""
     documents = list(documents)
     alone = ((document.id, [place]) for place, document in enumerate(documents))
-    return _gathered((*alone, *_in_pieces(documents).items()))
+    return _gathered((*alone, *in_pieces(documents).items()))
 
 
 def by_group(documents: Iterable[Document]) -> Positions:
@@ -48,7 +50,7 @@ def by_group(documents: Iterable[Document]) -> Positions:
     return _gathered((document.group, [place]) for place, document in enumerate(documents))
 
 
-def _in_pieces(documents: Iterable[Document]) -> dict[str, list[int]]:
+def in_pieces(documents: Iterable[Document]) -> dict[str, list[int]]:
     """Return the positions of the chunks of each document that was cut, in the order of its text."""
     begins: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for place, document in enumerate(documents):
@@ -59,12 +61,12 @@ def _in_pieces(documents: Iterable[Document]) -> dict[str, list[int]]:
 
 
 def _signs(text: str) -> str:
-    """Return the letters and digits of a text; all of it where it has none."""
-    key = text_key(text)
-    return "".join(filter(str.isalnum, key)) or key
+    """Return the letters and digits of a text, in no case and Unicode form of its own; all of it where it has none."""
+    folded = folded_text(text)
+    return "".join(filter(str.isalnum, folded)) or folded
 
 
-def _whole(chunks: Iterable[Document]) -> str:
+def put_together(chunks: Iterable[Document]) -> str:
     """Return the text that chunks were cut from, one space for what stood between two; they may share some of it."""
     parts: list[str] = []
     end = 0

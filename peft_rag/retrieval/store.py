@@ -116,8 +116,8 @@ class IndexStore:
         with writing(folder, "build"):
             if (folder / MANIFEST).exists():
                 raise RetrievalError(
-                    f"'{folder}' holds an index already. Add to it with: peft-rag index add {folder} --corpus …, "
-                    "or name another folder."
+                    f"'{folder}' holds an index already. Add to it with: peft-rag index add {folder} --corpus …, name "
+                    "another folder, or remove this one to build it anew."
                 )
             building = Building.resume(folder, encoder_record(encoder), settings)
             shards = write_shards(folder, 1, documents, encoder, settings, progress, building=building)
@@ -174,9 +174,14 @@ class IndexStore:
         return self.snapshot.shards.documents(np.array([rows[name] for name in ids], dtype=np.int64))
 
     def refresh(self) -> None:
-        """See what other processes have written since, an index built anew in the folder included."""
+        """See what other processes have written since, an index built anew in the folder included.
+
+        Raises:
+            RetrievalError: the folder holds no index any more, or a damaged one.
+            FingerprintError: it was built anew with another encoder than this was opened with.
+        """
         if read_manifest(self.folder) != self.snapshot.manifest:
-            self.snapshot = Snapshot.open(self.folder)
+            self.snapshot = self._reopened()
 
     def search(
         self,
@@ -346,8 +351,15 @@ class IndexStore:
         if read_manifest(self.folder) == snapshot.manifest:
             check_files(self.folder, snapshot.manifest.files)
         else:
-            snapshot = Snapshot.open(self.folder)
+            snapshot = self._reopened()
         remove_unreferenced(self.folder, snapshot.manifest.names)
+        return snapshot
+
+    def _reopened(self) -> Snapshot:
+        """Return what the folder holds now, if its vectors are those of the encoder that this one has loaded."""
+        snapshot = Snapshot.open(self.folder)
+        if self._encoder is not None:
+            matching(self._encoder, snapshot.manifest, self.folder)
         return snapshot
 
     def _rows_of(self, ids: Sequence[str]) -> dict[str, int]:

@@ -120,6 +120,17 @@ def test_chunks_that_make_no_sense_are_refused_before_anything_is_written(
     assert not (tmp_path / "kb").exists()
 
 
+def test_ids_that_end_as_those_of_chunks_are_refused_where_documents_are_cut(
+    index: Run, tiny_bert: str, tmp_path: Path
+) -> None:
+    corpus = write_jsonl(tmp_path / "pages.jsonl", [{"id": "page#2", "text": "apple pear"}])
+    status, _, err = index(
+        "build", str(tmp_path / "kb"), "--corpus", corpus, "--encoder", tiny_bert, "--chunk", "tokens"
+    )
+    assert status == 2
+    assert "CorpusError: document 'page#2': its id ends as those of chunks do. Give it another, or leave --chunk" in err
+
+
 def test_chunks_are_found_replaced_and_deleted_with_their_document(index: Run, tiny_bert: str, tmp_path: Path) -> None:
     def stored() -> list[str]:
         from peft_rag.retrieval.store import IndexStore

@@ -9,6 +9,9 @@ from peft_rag.retrieval.bm25 import BM25Retriever
 from peft_rag.retrieval.exact import ExactRetriever
 from peft_rag.retrieval.hnsw import HnswRetriever
 from peft_rag.retrieval.leaks import only_below, similar_positions
+from peft_rag.retrieval.neighbours import Query
+from peft_rag.retrieval.overlap import find_overlap
+from peft_rag.retrieval.sentences import SentencesRetriever
 from peft_rag.tasks.base import Example
 
 
@@ -63,6 +66,48 @@ def test_training_data_never_sees_itself_its_group_its_text_or_its_like_in_any_s
         seen = sorted((-scores[position], position) for position in range(len(crowd)) if position not in hidden)
         assert set(tuned.forbidden[row]) == set(by_text.forbidden[row]) == hidden
         assert [position for position, _ in by_text.neighbours.row(row)] == [position for _, position in seen[:8]]
+
+
+def words(first, count=24):
+    return " ".join(f"w{number}" for number in range(first, first + count))
+
+
+def in_chunks(name, text, size=8):
+    parts, start = text.split(" "), 0
+    chunks = []
+    for number in range(0, len(parts), size):
+        piece = " ".join(parts[number : number + size])
+        place = {"document": name, "start": start, "end": start + len(piece)}
+        chunks.append(Document(f"{name}#{number // size + 1}", piece, metadata=place))
+        start += len(piece) + 1
+    return chunks
+
+
+def test_a_near_copy_in_chunks_is_hidden_and_reported_whole(encoder, tmp_path):
+    text, other = words(0), words(100)
+    corpus = Corpus([*in_chunks("a", f"{text} more"), *in_chunks("b", other), Document("c", "w0 w1")])
+    copy = {0, 1, 2, 3}
+    assert max(encoder.encode(corpus.texts) @ encoder.encode([text])[0]) < 0.9
+    found = similar_positions(ExactRetriever(encoder), corpus, [text, words(50)], 0.95, cache_folder=tmp_path, name="")
+    assert found == [copy, set()]
+    report = find_overlap(
+        [Query("1", text), Query("2", "w0 w1")], corpus, ExactRetriever(encoder), cache_folder=tmp_path
+    )
+    assert [(one.query, one.position, one.kind) for one in report.pairs] == [
+        *((0, place, "near") for place in sorted(copy)),
+        (1, 7, "exact"),
+    ]
+    assert report.pairs[0].similarity == pytest.approx((24 / 25) ** 0.5, abs=0.02)
+
+
+def test_a_retriever_of_sentences_hides_near_copies_as_wholes(encoder, tmp_path):
+    text = f"{words(0, 12)}. {words(12, 12)}."
+    corpus = Corpus([Document("a", f"{text} more"), Document("b", f"{words(0, 12)}. {words(80, 12)}.")])
+    retriever = SentencesRetriever(encoder)
+    found = similar_positions(retriever, corpus, [text], 0.9, cache_folder=tmp_path, name="")
+    assert found == [{0}]
+    report = find_overlap([Query("1", text)], corpus, retriever, cache_folder=tmp_path, threshold=0.9)
+    assert [(one.position, one.kind) for one in report.pairs] == [(0, "near")]
 
 
 def test_texts_that_are_not_learned_from_see_their_like(crowd, encoder, tmp_path):

@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -321,6 +322,14 @@ def test_evaluate_measures_an_index_folder_and_saves_the_ef_for_a_recall(kb, fil
     assert json.loads((files / "out.json").read_text())["settings"]["ef"] == ef
     kb.refresh()
     assert (kb.info()["ef"], kb.info()["generation"]) == (ef, 2)
+    shutil.copytree("kb", "copy")
+    kb.set_ef(1)
+    searched = ["--corpus", "kb", "--retriever", "store", "--retriever.folder", "copy"]
+    asked = [word for word in words if word != "kb"]
+    assert main([*asked, *searched, "--recall", "0.5", "--save-ef"]) == 0, capsys.readouterr().err
+    assert capsys.readouterr().out.endswith(" in copy\n")
+    kb.refresh()
+    assert kb.info()["ef"] == 1
     assert kb.verify()["documents"] == 1500
 
 

@@ -13,7 +13,7 @@ from peft_rag.retrieval.neighbours import Query, forbidden_positions
 from peft_rag.retrieval.overlap import EXACT, find_overlap
 from peft_rag.retrieval.standing import Texts, by_group, by_id
 
-LONG = "Apple pear\ufffd plum.  The fig was ripe!\n\nIron and copper rust. The Danube flows to the sea, the Volga too."
+LONG = "Apple pear plum.  The fig was ripe!\n\nIron and copper rust. The Danube flows to the sea, the Volga too."
 OTHER = "Apple pear plum.  The fig was green."
 
 
@@ -57,6 +57,19 @@ def test_metadata_like_that_of_a_chunk_makes_none() -> None:
         Document("a-3", "plum", metadata={"document": "a", "start": 0, "end": 4}),
     ]
     assert by_id(documents) == {"page#1": {0}, "page#2": {1}, "a-3": {2}}
+
+
+def test_what_a_tokenizer_drops_makes_no_other_text() -> None:
+    text = "\ufffd Apple pear\ufffd, plum. \ufffd"
+    chunks = [
+        Document(f"a#{number}", text[start:end], metadata={"document": "a", "start": start, "end": end})
+        for number, (start, end) in enumerate([(2, 7), (8, 12), (15, 20)], start=1)
+    ]
+    assert [one.text for one in chunks] == ["Apple", "pear", "plum."]
+    for same in (text, text.replace("\ufffd", ""), "apple PEAR plum"):
+        assert Texts(chunks).places(same) == {0, 1, 2}
+    for other in ("apple pear plums", "apple", "\ufffd"):
+        assert Texts(chunks).places(other) == ({0} if other == "apple" else set())
 
 
 @pytest.mark.parametrize("same_data", [True, False])

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from peft_rag.corpus import Corpus, Document
 from peft_rag.errors import ConfigError, CorpusError, FingerprintError, RetrievalError, ShapeError
 from peft_rag.retrieval import writing
 from peft_rag.retrieval.locking import LOCK, writer_lock
-from peft_rag.retrieval.manifest import BUILDING, MANIFEST, StoreSettings
+from peft_rag.retrieval.manifest import BUILDING, MANIFEST, StoreSettings, read_signed, write_signed
 from peft_rag.retrieval.store import IndexStore
 from peft_rag.retrieval.store_retriever import StoreRetriever
 from peft_rag.retrieval.streaming import stream_documents
@@ -313,6 +314,26 @@ def test_an_index_built_anew_in_its_folder_is_not_taken_for_the_one_that_was_ope
     before = reader.snapshot
     reader.refresh()
     assert reader.snapshot is before
+
+
+def test_an_index_built_anew_with_another_encoder_is_neither_searched_nor_written_with_the_old_one(tmp_path, points):
+    folder = tmp_path / "index"
+    opened = IndexStore.build(folder, documents(0, 40), points, SMALL)
+    shutil.rmtree(folder)
+    IndexStore.build(folder, documents(0, 40), Points(name="others"), SMALL)
+    for use in (opened.refresh, lambda: opened.add(documents(50, 51))):
+        with pytest.raises(FingerprintError, match=r"was built with the encoder 'points' others-16…, but 'points' is"):
+            use()
+    assert len(IndexStore.open(folder)) == 40
+
+
+def test_an_index_that_names_files_elsewhere_is_not_opened(store, tmp_path):
+    content = read_signed(store.folder / "manifest.json")
+    for name in ("../outside", "/outside", "shard-000001/../../outside"):
+        content["shards"][0]["name"] = name
+        write_signed(store.folder / "manifest.json", content)
+        with pytest.raises(RetrievalError, match=rf"names a file that no index has, '{re.escape(name)}.arrow'"):
+            IndexStore.open(store.folder)
 
 
 def test_files_of_others_are_left_alone_and_leftovers_removed(store):
