@@ -205,6 +205,7 @@ def _delete(known: argparse.Namespace) -> None:
     from peft_rag.cli.progress import say
     from peft_rag.errors import ConfigError
 
+    _check_unicode(*known.ids)
     ids = [*known.ids, *(_lines(known.ids_from) if known.ids_from else ())]
     if not ids:
         raise ConfigError("there is nothing to delete. Name ids, or a file of them with --ids-from.")
@@ -239,8 +240,7 @@ def _search(known: argparse.Namespace) -> None:
     texts = [text for text in (known.text or "", *(_lines(known.queries) if known.queries else ())) if text.strip()]
     if not texts:
         raise ConfigError("there is nothing to search for. Give a text, or a file of texts with --queries.")
-    if any("\ud800" <= sign <= "\udfff" for sign in known.text or ""):
-        raise ConfigError(f"the text {known.text!r} is not UTF-8. Check the terminal's encoding, or use --queries.")
+    _check_unicode(known.text or "", *known.exclude)
     store = open_store(known)
     for name in known.exclude:
         if name not in store:
@@ -332,16 +332,25 @@ def _add_encoder(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--encoder", help="where the encoder lies now, if not as it was named when building")
 
 
+def _check_unicode(*words: str) -> None:
+    """Refuse what was typed in another encoding, of which Python keeps bytes as halves of surrogate pairs."""
+    from peft_rag.errors import ConfigError
+
+    for word in words:
+        if any("\ud800" <= sign <= "\udfff" for sign in word):
+            raise ConfigError(f"{word!r} is not UTF-8. Check the terminal's encoding, or give it in a file.")
+
+
 def _lines(name: str) -> list[str]:
     """Return the lines of a file, or of standard input, that are not blank."""
     from peft_rag.errors import DataError
-    from peft_rag.text_files import read_lines
+    from peft_rag.text_files import decoded_lines, read_lines
 
     try:
-        lines = sys.stdin.readlines() if name == "-" else list(read_lines(Path(name)))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8"
-        raise DataError(f"{name}: cannot be read ({reason}). Give a text file in UTF-8, one entry a line.") from None
+        typed = name == "-"
+        lines = list(decoded_lines(sys.stdin.buffer, Path("standard input")) if typed else read_lines(Path(name)))
+    except OSError as error:
+        raise DataError(f"{name}: cannot be read ({error.strerror}). Give a text file, one entry a line.") from None
     return [line.strip() for line in lines if line.strip()]
 
 

@@ -112,6 +112,7 @@ def _evaluate(known: argparse.Namespace, rest: Sequence[str]) -> None:
     retriever = make_retriever(known.retriever, known.encoder, options, known.corpus)
     _check_ef_options(known, retriever)
     retriever.index(corpus, progress="corpus")
+    known.k = min(known.k, len(corpus))
     exclude = None
     if known.same_data:
         exclude = [set(row) for row in forbidden_positions(corpus, queries, same_data=True, exclude_duplicates=True)]

@@ -93,7 +93,7 @@ def chunker(
 
     Raises:
         ConfigError: the kind is unknown, a number is out of range, or a chunk is more than the encoder reads. What is
-            returned raises `CorpusError` for a document whose id is like that of a chunk.
+            returned raises `CorpusError` for a document that is a chunk already or has a field named as chunks' own.
     """
     if kind not in ("tokens", "sentences"):
         raise ConfigError(f"documents are cut by tokens or by sentences, not by {kind!r}.")
@@ -113,11 +113,16 @@ def chunker(
 
 
 def _cuttable(document: Document) -> Document:
-    """Refuse a document whose id would be that of a chunk of another, so that each could be taken for the other."""
-    if re.search(CHUNK_NUMBER, document.id):
+    """Refuse a document that is a chunk itself, or whose fields its chunks' places would take the place of."""
+    if cut_from(document) != document.id:
         raise CorpusError(
-            f"document '{document.id}': its id ends as those of chunks do. Give it another, or leave --chunk away if "
-            "these are chunks already."
+            f"document '{document.id}' is a chunk already. Cut the documents that it and its like were cut from."
+        )
+    taken = sorted({DOCUMENT, START, END} & document.metadata.keys())
+    if taken:
+        raise CorpusError(
+            f"document '{document.id}' has a field '{taken[0]}', where its chunks say which text they stand in and "
+            "where. Give the field another name."
         )
     return document
 

@@ -305,7 +305,7 @@ def damaged(folder: Path, name: str) -> RetrievalError:
     """Say that a file of an index is missing or not as it was written."""
     return RetrievalError(
         f"the index '{folder}': {name} is missing or damaged (its SHA-256 is not the recorded one). "
-        "Put the file back from a copy, or build the index anew."
+        "Put the file back from a copy, or remove the folder and build the index anew."
     )
 
 

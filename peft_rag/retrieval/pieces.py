@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from peft_rag.retrieval.chunks import cut_from
+from peft_rag.retrieval.chunks import CHUNK_NUMBER, cut_from
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,3 +39,18 @@ def stored_pieces(shards: Shards, deleted: NDArray[np.bool_], names: Collection[
             if whole != document.id:
                 found.setdefault(whole, []).append(shard.start + row)
     return found
+
+
+def chunk_of_another(shards: Shards, deleted: NDArray[np.bool_], name: str) -> str:
+    """Return the document of which a stored chunk has the id ``name``; empty where that is no chunk's.
+
+    A document may be called ``page#2``, and so is the second chunk of ``page``.
+    """
+    import numpy as np
+
+    row = shards.find([name], deleted).get(name) if re.search(CHUNK_NUMBER, name) else None
+    if row is None:
+        return ""
+    (stored,) = shards.documents(np.array([row], dtype=np.int64))
+    whole = cut_from(stored)
+    return "" if whole == name else whole

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from peft_rag.corpus import Document, corpus_fingerprint
 from peft_rag.errors import CorpusError, RetrievalError, ShapeError
+from peft_rag.retrieval.adding import Adding, refuse_double_meaning, to_their_end
 from peft_rag.retrieval.base import Encoder
-from peft_rag.retrieval.chunks import cut_from
 from peft_rag.retrieval.manifest import (
     MANIFEST,
     Manifest,
     StoreSettings,
     check_files,
+    damaged,
     read_manifest,
     remove_unreferenced,
 )
@@ -120,7 +121,8 @@ class IndexStore:
                     "another folder, or remove this one to build it anew."
                 )
             building = Building.resume(folder, encoder_record(encoder), settings)
-            shards = write_shards(folder, 1, documents, encoder, settings, progress, building=building)
+            given = to_their_end(documents, folder)
+            shards = write_shards(folder, 1, given, encoder, settings, progress, building=building)
             if not shards:
                 raise CorpusError("there are no documents to index. Give at least one.")
             start = Manifest(0, encoder_record(encoder), encoder.dimension, settings, (), "", None, 0)
@@ -253,7 +255,7 @@ class IndexStore:
         with writing(self.folder, "add"):
             present = self._newest()
             old, settings = present.manifest, present.manifest.settings
-            adding = _Adding(documents, present, None if replace else self.folder)
+            adding = Adding(documents, present, self.folder, replace=replace)
             shards = write_shards(
                 self.folder, old.generation + 1, adding, encoder, settings, progress, check=adding.check
             )
@@ -280,6 +282,7 @@ class IndexStore:
             self.snapshot = self._newest()
             pieces = stored_pieces(self.snapshot.shards, self.snapshot.deleted, ids)
             self._refuse_missing(ids, pieces)
+            refuse_double_meaning(self.snapshot, pieces)
             rows = sorted({row for name in ids for row in pieces[name]})
             if rows:
                 deleted = self.snapshot.deleted.copy()
@@ -349,7 +352,10 @@ class IndexStore:
         """Return what the folder holds, with files checked, for a writer that has the lock."""
         snapshot = self.snapshot
         if read_manifest(self.folder) == snapshot.manifest:
-            check_files(self.folder, snapshot.manifest.files)
+            try:
+                check_files(self.folder, snapshot.manifest.files)
+            except FileNotFoundError as error:
+                raise damaged(self.folder, Path(error.filename).name) from None
         else:
             snapshot = self._reopened()
         remove_unreferenced(self.folder, snapshot.manifest.names)
@@ -375,38 +381,3 @@ class IndexStore:
                 f"no document '{missing[0]}'{more} in the index '{self.folder}' ({len(self):,} documents). "
                 "Nothing was changed. Check the ids."
             )
-
-
-class _Adding:
-    """Documents on their way into an index, each checked against what is stored of it, whole or in chunks.
-
-    Attributes:
-        replaced: the rows whose place they take.
-    """
-
-    def __init__(self, documents: Iterable[Document], present: Snapshot, guarded: Path | None) -> None:
-        """Take the documents, what the index holds, and its folder if nothing may be replaced."""
-        self.replaced: list[int] = []
-        self._documents, self._present, self._guarded = documents, present, guarded
-        self._names: set[str] = set()
-
-    def __iter__(self) -> Iterator[Document]:
-        for document in self._documents:
-            self._names.update((document.id, cut_from(document)))
-            yield document
-
-    def check(self, ids: Sequence[str]) -> None:
-        """Look up the documents read since the last call.
-
-        Raises:
-            CorpusError: one is stored already and nothing may be replaced.
-        """
-        taken = stored_pieces(self._present.shards, self._present.deleted, self._names)
-        self._names.clear()
-        if taken and self._guarded:
-            numbered = " A document without an id goes by its number; name the field of ids with --id_field."
-            raise CorpusError(
-                f"id '{min(taken)}' is in the index '{self._guarded}' already. Update documents with --replace, or "
-                f"give the new ones other ids.{numbered if min(taken).isdecimal() else ''}"
-            )
-        self.replaced += [row for rows in taken.values() for row in rows]

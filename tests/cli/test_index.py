@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -120,15 +121,55 @@ def test_chunks_that_make_no_sense_are_refused_before_anything_is_written(
     assert not (tmp_path / "kb").exists()
 
 
-def test_ids_that_end_as_those_of_chunks_are_refused_where_documents_are_cut(
-    index: Run, tiny_bert: str, tmp_path: Path
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"id": "page#2", "document": "page", "start": 5, "end": 9}, "document 'page#2' is a chunk already. Cut the"),
+        ({"id": "a", "start": "2020-01-01"}, "document 'a' has a field 'start', where its chunks say which text they"),
+    ],
+)
+def test_what_cannot_be_cut_without_loss_is_refused(
+    index: Run, tiny_bert: str, tmp_path: Path, record: dict[str, object], message: str
 ) -> None:
-    corpus = write_jsonl(tmp_path / "pages.jsonl", [{"id": "page#2", "text": "apple pear"}])
+    corpus = write_jsonl(tmp_path / "pages.jsonl", [{"text": "apple pear", **record}])
     status, _, err = index(
         "build", str(tmp_path / "kb"), "--corpus", corpus, "--encoder", tiny_bert, "--chunk", "tokens"
     )
     assert status == 2
-    assert "CorpusError: document 'page#2': its id ends as those of chunks do. Give it another, or leave --chunk" in err
+    assert f"CorpusError: {message}" in err
+
+
+def test_a_document_called_as_a_chunk_is_never_taken_for_it(index: Run, tiny_bert: str, tmp_path: Path) -> None:
+    def stored() -> list[str]:
+        return [document.id for document in IndexStore.open(kb).documents()]
+
+    kb, cut = tmp_path / "kb", ("--chunk", "tokens", "--chunk-size", 4, "--chunk-overlap", 0)
+    page = {"id": "page", "text": "apple pear plum grape peach apple pear plum grape"}
+    other = {"id": "page#2", "text": "iron zinc tin nickel silver"}
+    both, one = write_jsonl(tmp_path / "both.jsonl", [page, other]), write_jsonl(tmp_path / "one.jsonl", [other])
+    assert index("build", kb, "--corpus", both, *cut, "--encoder", tiny_bert)[0] == 0
+    before = stored()
+    assert {"page#2", "page#2#1"} < set(before)
+    assert index("add", kb, "--corpus", one, *cut, "--replace")[0] == 0
+    assert sorted(stored()) == sorted(before)
+    assert "id 'page#2' is that of a chunk of 'page' in" in index("add", kb, "--corpus", one, "--replace")[2]
+    assert "'page#2' is both a document in 2 chunks and a chunk of 'page'" in index("delete", kb, "page#2")[2]
+    assert sorted(stored()) == sorted(before)
+    assert index("delete", kb, "page#2#1", "page#2#2")[0] == 0
+    assert index("add", kb, "--corpus", one, *cut)[0] == 0
+    assert sorted(stored()) == sorted(before)
+
+
+def test_a_text_in_chunks_is_not_replaced_by_one_that_is_whole(index: Run, tiny_bert: str, tmp_path: Path) -> None:
+    kb, cut = tmp_path / "kb", ("--chunk", "tokens", "--chunk-size", 4, "--chunk-overlap", 0)
+    corpus = write_jsonl(
+        tmp_path / "a.jsonl", [{"id": "a", "text": "iron zinc tin nickel silver iron zinc tin nickel"}]
+    )
+    assert index("build", kb, "--corpus", corpus, *cut, "--encoder", tiny_bert)[0] == 0
+    status, _, err = index("add", kb, "--corpus", corpus, "--replace")
+    assert status == 2
+    assert re.search(r"document 'a' lies in the index '.*kb' in \d chunks, and one vector of its beginning would", err)
+    assert index("add", kb, "--corpus", corpus, *cut, "--replace")[0] == 0
 
 
 def test_chunks_are_found_replaced_and_deleted_with_their_document(index: Run, tiny_bert: str, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import subprocess
@@ -113,6 +114,9 @@ def test_more_neighbours_than_there_are_documents_are_all_of_them(
     capsys.readouterr()
     assert main(["index", "search", "kb", "apple", "--k", "99999999999"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 30
+    words = ["index", "evaluate", "kb", "--queries", "docs.jsonl", "--k", "99999999999", "--output", "out.json"]
+    assert main(words) == 0
+    assert json.loads((here / "out.json").read_text())["k"] == 30
 
 
 def test_what_is_found_is_json_whatever_the_metadata(
@@ -124,7 +128,7 @@ def test_what_is_found_is_json_whatever_the_metadata(
     assert main(["index", "search", "kb", "zinc", "--k", "40"]) == 0
     rows = [json.loads(line, parse_constant=pytest.fail) for line in capsys.readouterr().out.splitlines()]
     assert {"price": None, "sizes": [1.5, None]} in [row["metadata"] for row in rows]
-    assert fails("search", "kb", "caf\udce9").startswith("ConfigError: the text 'caf\\udce9' is not UTF-8.")
+    assert fails("search", "kb", "caf\udce9").startswith("ConfigError: 'caf\\udce9' is not UTF-8.")
 
 
 def test_ids_given_twice_in_two_shards_are_named_by_their_numbers(here: Path, fails: Fails, tiny_bert: str) -> None:
@@ -142,7 +146,7 @@ def test_k_below_one_is_refused(here: Path, fails: Fails, k: int) -> None:
     )
 
 
-def test_queries_that_cannot_be_asked_are_refused(here: Path, fails: Fails) -> None:
+def test_queries_that_cannot_be_asked_are_refused(here: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
     nothing = "ConfigError: there is nothing to search for. Give a text, or a file of texts with --queries."
     for content, message in (
         (b"", nothing),
@@ -153,6 +157,10 @@ def test_queries_that_cannot_be_asked_are_refused(here: Path, fails: Fails) -> N
         (here / "q.txt").write_bytes(content)
         assert fails("search", "kb", "--queries", "q.txt").startswith(message)
     assert fails("search", "kb", "  ") == nothing
+    assert fails("search", "kb", "apple", "--exclude", "a\udcff").startswith("ConfigError: 'a\\udcff' is not UTF-8.")
+    assert fails("delete", "kb", "a\udcff").startswith("ConfigError: 'a\\udcff' is not UTF-8.")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"fine\n\xff\n"), errors="surrogateescape"))
+    assert fails("search", "kb", "--queries", "-").startswith("DataError: standard input line 2: byte 0xff")
     (here / "q.jsonl").touch()
     assert fails("evaluate", "kb", "--queries", "q.jsonl").startswith("DataError: q.jsonl: the file is empty.")
 

@@ -336,6 +336,19 @@ def test_an_index_that_names_files_elsewhere_is_not_opened(store, tmp_path):
             IndexStore.open(store.folder)
 
 
+def test_a_source_that_fails_is_not_taken_for_a_full_disk_nor_a_lost_file_for_a_sound_one(store, points, tmp_path):
+    def broken():
+        yield from documents(300, 301)
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    for use in (lambda: store.add(broken()), lambda: IndexStore.build(tmp_path / "new", broken(), points)):
+        with pytest.raises(RetrievalError, match=r"could not be read to their end \(Connection reset by peer\)"):
+            use()
+    next(store.folder.glob("shard-*.npy")).unlink()
+    with pytest.raises(RetrievalError, match=r"is missing or damaged .* or remove the folder and build the index anew"):
+        store.delete(["d1"])
+
+
 def test_files_of_others_are_left_alone_and_leftovers_removed(store):
     (store.folder / "notes.txt").write_text("mine")
     (store.folder / ".tmp-shard-000009-000000.npy").write_text("left over")
