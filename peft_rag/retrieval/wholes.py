@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from peft_rag.corpus import Corpus
 from peft_rag.retrieval.standing import in_pieces, put_together
 
 if TYPE_CHECKING:
-    from peft_rag.retrieval.base import Retriever
+    from peft_rag.retrieval.base import Encoder, Retriever
 
 _CELLS = 1 << 24
 
@@ -24,7 +24,7 @@ def whole_scores(
     of any document, all are compared.
 
     Args:
-        retriever: whose encoder compares.
+        retriever: whose encoder compares; one that has none compares nothing here.
         corpus: the documents.
         texts: the Q texts.
         threshold: the least cosine that counts.
@@ -41,9 +41,9 @@ def whole_scores(
         cut = {place for places in pieces for place in places}
         wholes += [(one.text, [place]) for place, one in enumerate(corpus) if place not in cut]
     found: list[dict[int, float]] = [{} for _ in texts]
-    if not wholes or not len(texts):
+    if not wholes or not texts or not hasattr(retriever, "encoder"):
         return found
-    encoder: Any = retriever.encoder  # type: ignore[attr-defined]
+    encoder: Encoder = retriever.encoder  # type: ignore[attr-defined]
     vectors = encoder.encode([text for text, _ in wholes], progress or None)
     queries = encoder.encode(list(texts))
     step = max(1, _CELLS // len(wholes))
