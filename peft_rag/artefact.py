@@ -94,6 +94,7 @@ def describe(model: RetrievalAugmentedModel) -> dict[str, Any]:
         "backbone": {
             "name": model.source.name,
             "fingerprint": model.source.fingerprint,
+            "tokenizer_fingerprint": model.source.tokenizer_fingerprint,
             "max_length": model.max_length,
         },
         "knowledge": model.knowledge.to_dict() if model.knowledge else None,
@@ -251,7 +252,10 @@ def _fill(model: RetrievalAugmentedModel, folder: Path, manifest: Mapping[str, A
 
 def _is_as_measured(model: RetrievalAugmentedModel, manifest: Mapping[str, Any]) -> bool:
     """Say whether a model answers as it did when it was measured: on the same backbone, out of the same corpus."""
-    if model.source.fingerprint != manifest["backbone"]["fingerprint"]:
+    backbone, about = model.source, manifest["backbone"]
+    if backbone.fingerprint != about["fingerprint"]:
+        return False
+    if about.get("tokenizer_fingerprint", backbone.tokenizer_fingerprint) != backbone.tokenizer_fingerprint:
         return False
     return (
         model.knowledge is None or model.knowledge.corpus.fingerprint == manifest["knowledge"]["corpus"]["fingerprint"]

@@ -58,6 +58,14 @@ class Sources:
                 f"'{found.name}' is {found.fingerprint[:19]}…. Load it with the backbone it names, or pass "
                 "allow_backbone_mismatch=True (--allow_backbone_mismatch)."
             )
+        # Artefacts of before do not say how their texts were cut.
+        tokens = about.get("tokenizer_fingerprint", found.tokenizer_fingerprint)
+        if tokens != found.tokenizer_fingerprint and not self.allow_backbone_mismatch:
+            raise FingerprintError(
+                f"'{found.name}' has the weights that this artefact was trained on, but another tokenizer, which cuts "
+                "texts into other tokens. Load it with the tokenizer it was trained with, or pass "
+                "allow_backbone_mismatch=True (--allow_backbone_mismatch)."
+            )
 
     def make_encoder(self, name: str) -> SentenceEncoder:
         """Make the sentence encoder that an artefact names."""

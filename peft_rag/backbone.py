@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from peft_rag.backbone_name import BackboneName
 from peft_rag.errors import BackboneError, ConfigError
-from peft_rag.fingerprint import weights_fingerprint
+from peft_rag.fingerprint import tokenizer_fingerprint, weights_fingerprint
 from peft_rag.hub import hub_forbidden, hub_reachable
 from peft_rag.packaged import model_location
 from peft_rag.quantised import quantisation
@@ -39,6 +39,11 @@ class Backbone:
     model: PreTrainedModel
     tokenizer: Any
     fingerprint: str
+
+    @cached_property
+    def tokenizer_fingerprint(self) -> str:
+        """A hash of how it cuts texts into tokens; see `peft_rag.fingerprint.tokenizer_fingerprint`."""
+        return tokenizer_fingerprint(self.tokenizer)
 
     @property
     def generates(self) -> bool:

@@ -151,3 +151,36 @@ def test_a_corpus_with_fields_of_other_names_can_be_made_an_index(
     ]
     assert main(built) == 0
     assert main([*asked, "--corpus", "kb"]) == 0
+
+
+def test_another_tokenizer_on_the_same_weights_is_refused(moved: Path, tmp_path: Path) -> None:
+    bert = tmp_path / "bert"
+    shutil.copytree(moved / "bert", bert)
+    file = bert / "tokenizer.json"
+    content = json.loads(file.read_text())
+    places = {"corpus": str(moved / "train.jsonl"), "encoder": str(moved / "encoder")}
+    assert load(moved / "out", backbone=str(bert), **places).measured["default"]
+    for change in ({"normalizer": {"type": "Lowercase"}}, {"pre_tokenizer": {"type": "WhitespaceSplit"}}):
+        file.write_text(json.dumps(content | change))
+        with pytest.raises(
+            FingerprintError, match=r"has the weights that this artefact was trained on, but another tok"
+        ):
+            load(moved / "out", backbone=str(bert), **places)
+        model = load(moved / "out", backbone=str(bert), allow_backbone_mismatch=True, **places)
+        assert not model.measured["default"]
+    swapped = json.loads(json.dumps(content))
+    vocabulary = swapped["model"]["vocab"]
+    vocabulary["apple"], vocabulary["iron"] = vocabulary["iron"], vocabulary["apple"]
+    file.write_text(json.dumps(swapped))
+    with pytest.raises(FingerprintError, match=r"another tokenizer"):
+        load(moved / "out", backbone=str(bert), **places)
+
+
+def test_an_artefact_that_does_not_say_how_its_texts_were_cut_is_loaded(moved: Path) -> None:
+    file = moved / "out" / "peft_rag.json"
+    about = json.loads(file.read_text())
+    assert about["backbone"].pop("tokenizer_fingerprint").startswith("sha256:")
+    del about["sha256"]
+    file.write_text(json.dumps(about))
+    places = {name: str(moved / lies) for name, lies in (("backbone", "bert"), ("encoder", "encoder"))}
+    assert load(moved / "out", corpus=str(moved / "train.jsonl"), **places).measured["default"]
