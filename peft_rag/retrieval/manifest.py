@@ -184,14 +184,17 @@ def read_manifest(folder: Path) -> Manifest:
         raise damaged(folder, MANIFEST)
     if content.pop("format", None) != FORMAT:
         raise RetrievalError(f"'{folder}' is no index of format {FORMAT}. Build it anew with this version of peft-rag.")
-    manifest = Manifest(
-        **content
-        | {
+    try:
+        parts = {
             "settings": StoreSettings(**content["settings"]),
             "shards": tuple(ShardEntry(**shard) for shard in content["shards"]),
             "graph": GraphEntry(**content["graph"]) if content["graph"] else None,
         }
-    )
+        manifest = Manifest(**{**content, **parts})
+    except (TypeError, KeyError) as error:
+        raise RetrievalError(
+            f"'{folder}' was written by another version of peft-rag ({error}). Open it with that, or build it anew."
+        ) from None
     foreign = [name for name in (*manifest.names, *manifest.files) if not is_ours(name) or name != Path(name).name]
     if foreign:
         raise RetrievalError(f"the index '{folder}' names a file that no index has, {foreign[0]!r}. Do not trust it.")

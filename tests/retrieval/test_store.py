@@ -349,6 +349,17 @@ def test_a_source_that_fails_is_not_taken_for_a_full_disk_nor_a_lost_file_for_a_
         store.delete(["d1"])
 
 
+def test_an_index_of_another_version_is_called_one(store):
+    content = read_signed(store.folder / "manifest.json")
+    later = {**content, "settings": {**content["settings"], "shine": 1}}
+    for other in ({**content, "colour": "red"}, later, {name: content[name] for name in content if name != "graph"}):
+        write_signed(store.folder / "manifest.json", other)
+        with pytest.raises(
+            RetrievalError, match=r"was written by another version of peft-rag \(.*\)\. Open it with that"
+        ):
+            IndexStore.open(store.folder)
+
+
 def test_files_of_others_are_left_alone_and_leftovers_removed(store):
     (store.folder / "notes.txt").write_text("mine")
     (store.folder / ".tmp-shard-000009-000000.npy").write_text("left over")
