@@ -77,7 +77,7 @@ def public_copy(folder: Path, target: Path) -> Path:
         if _is_place(about.get(_BASE)):
             write_json(path, {**about, _BASE: _name(about[_BASE])})
     write_manifest(target, _named(manifest, places))
-    if measured:
+    if (folder / METRICS).is_file():
         write_json(target / METRICS, _named(measured, places))
     if (folder / CARD).is_file():
         text = (folder / CARD).read_text(encoding="utf-8")

@@ -54,6 +54,11 @@ def test_what_was_altered_is_not_copied(saved: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "public").exists()
 
 
+def test_measurements_that_cannot_be_read_are_not_published(saved: Path, tmp_path: Path) -> None:
+    (saved / "metrics.json").write_text(f'{{"data": "{tmp_path}/train.jsonl"')
+    assert (public_copy(saved, tmp_path / "public") / "metrics.json").read_text().split() == ["{}"]
+
+
 @pytest.mark.parametrize(
     ("place", "name"),
     [
