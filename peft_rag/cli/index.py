@@ -165,8 +165,8 @@ def _add_add(commands: Any) -> None:
         "add",
         "add or update documents",
         "Add every document of a corpus to an index; all of them or, if anything fails, none. An id that the index\n"
-        "holds already is an error, or with --replace an update: all chunks of a document are replaced together. Documents\n"
-        "are cut where --chunk says so; cut them as those that the index holds.\n\n"
+        "holds already is an error, or with --replace an update: all chunks of a document are replaced together.\n"
+        "Documents are cut where --chunk says so; cut them as those that the index holds.\n\n"
         "  peft-rag index add kb/ --corpus new.jsonl\n"
         "  peft-rag index add kb/ --corpus corrected.jsonl --replace",
         _add,
