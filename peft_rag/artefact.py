@@ -252,10 +252,9 @@ def _fill(model: RetrievalAugmentedModel, folder: Path, manifest: Mapping[str, A
 
 def _is_as_measured(model: RetrievalAugmentedModel, manifest: Mapping[str, Any]) -> bool:
     """Say whether a model answers as it did when it was measured: on the same backbone, out of the same corpus."""
-    backbone, about = model.source, manifest["backbone"]
-    if backbone.fingerprint != about["fingerprint"]:
-        return False
-    if about.get("tokenizer_fingerprint", backbone.tokenizer_fingerprint) != backbone.tokenizer_fingerprint:
+    from peft_rag.artefact_sources import is_same_backbone
+
+    if not is_same_backbone(model.source, manifest["backbone"]):
         return False
     return (
         model.knowledge is None or model.knowledge.corpus.fingerprint == manifest["knowledge"]["corpus"]["fingerprint"]

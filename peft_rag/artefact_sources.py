@@ -58,9 +58,7 @@ class Sources:
                 f"'{found.name}' is {found.fingerprint[:19]}…. Load it with the backbone it names, or pass "
                 "allow_backbone_mismatch=True (--allow_backbone_mismatch)."
             )
-        # Artefacts of before do not say how their texts were cut.
-        tokens = about.get("tokenizer_fingerprint", found.tokenizer_fingerprint)
-        if tokens != found.tokenizer_fingerprint and not self.allow_backbone_mismatch:
+        if not _cuts_alike(found, about) and not self.allow_backbone_mismatch:
             raise FingerprintError(
                 f"'{found.name}' has the weights that this artefact was trained on, but another tokenizer, which cuts "
                 "texts into other tokens. Load it with the tokenizer it was trained with, or pass "
@@ -118,8 +116,18 @@ class Sources:
             return now, read_corpus(now, task)
 
 
+def is_same_backbone(found: Backbone, about: Mapping[str, Any]) -> bool:
+    """Say whether a backbone is the one that an artefact describes, tokenizer included."""
+    return bool(found.fingerprint == about["fingerprint"]) and _cuts_alike(found, about)
+
+
+def _cuts_alike(found: Backbone, about: Mapping[str, Any]) -> bool:
+    """Say whether texts are cut into tokens as in training; artefacts of before do not say how that was."""
+    return bool(about.get("tokenizer_fingerprint", found.tokenizer_fingerprint) == found.tokenizer_fingerprint)
+
+
 _READ_AS_BEFORE = (
-    " Here a corpus is read as in training; of one whose fields have other names, make an index with that option "
+    "Here a corpus is read as in training; of one whose fields have other names, make an index with that option "
     "(peft-rag index build), and name the index."
 )
 
@@ -130,13 +138,17 @@ def _placed(what: str, place: str, given: Any) -> Iterator[None]:
     try:
         yield
     except (BackboneError, DataError) as error:
+        if given is None:
+            advice = (
+                f"It is the {what} of the artefact, which lay at '{place}' in training; say where it lies now "
+                f"({what}=…, --{what})."
+            )
+        elif "Name the field with" in str(error):
+            advice = _READ_AS_BEFORE
+        else:
+            raise
         kind: type[PeftRagError] = type(error)
-        if given is not None:
-            raise kind(f"{error}{_READ_AS_BEFORE if 'Name the field with' in str(error) else ''}") from error
-        raise kind(
-            f"{error} It is the {what} of the artefact, which lay at '{place}' in training; say where it lies now "
-            f"({what}=…, --{what})."
-        ) from error
+        raise kind(f"{error} {advice}") from error
 
 
 def _another_corpus(trained: Mapping[str, Any], found: Corpus, source: str) -> str:

@@ -7,11 +7,13 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_rag.artefact import save
 from peft_rag.artefact_files import CARD, METRICS, PUBLISHED, read_manifest, read_metrics, write_manifest
+from peft_rag.backbone_name import BackboneName
 from peft_rag.errors import ArtefactError
 from peft_rag.files import write_json, write_text
 
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from peft_rag.model import RetrievalAugmentedModel
 
 _BASE = "base_model_name_or_path"
-_PLACE = re.compile(r"((?:warm:|[48]bit:)*)(?:~|[A-Za-z]:)?[/\\].*[^/\\].*", re.DOTALL)
+_PLACE = re.compile(r"(?:~|[A-Za-z]:)?[/\\].*[^/\\].*", re.DOTALL)
 
 
 def publish(
@@ -100,9 +102,10 @@ def _named(value: Any, places: set[str]) -> Any:
 
 
 def _is_place(value: Any) -> bool:
-    return isinstance(value, str) and _PLACE.fullmatch(value) is not None
+    return isinstance(value, str) and _PLACE.fullmatch(BackboneName.parse(value).place) is not None
 
 
 def _name(place: str) -> str:
     """Return how what lies at a place is loaded, and its name."""
-    return _PLACE.sub(r"\1", place) + re.split(r"[/\\]", place.rstrip("/\\"))[-1]
+    known = BackboneName.parse(place)
+    return str(replace(known, place=re.split(r"[/\\]", known.place.rstrip("/\\"))[-1]))

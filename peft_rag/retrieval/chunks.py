@@ -135,9 +135,9 @@ def cut_from(document: Document) -> str:
     >>> cut_from(Document("a#2", "text", metadata={"document": "b"}))
     'a#2'
     """
-    whole = re.sub(CHUNK_NUMBER, "", document.id)
+    whole = document.metadata.get(DOCUMENT)
     placed = all(isinstance(document.metadata.get(name), int) for name in (START, END))
-    return whole if placed and document.metadata.get(DOCUMENT) == whole else document.id
+    return whole if placed and whole == re.sub(CHUNK_NUMBER, "", document.id) else document.id
 
 
 def chunk_corpus(corpus: Corpus, chunk: Chunker) -> Corpus:
